@@ -1,0 +1,1 @@
+"""Faces in, logits out: knows nothing of streams or hardware."""

@@ -1,0 +1,1 @@
+"""A network in, the fastest correct callable on this hardware out."""

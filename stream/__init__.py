@@ -1,0 +1,1 @@
+"""Live media in, alerts out: knows nothing of neural networks."""

@@ -1,0 +1,30 @@
+"""Shared fixtures. What needs an external program says so with `requires`."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+RTMP_MODULE = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
+"""Where Debian's libnginx-mod-rtmp puts the module."""
+
+
+def requires(*programs: str) -> None:
+    """Skip the test if a program is missing; in CI (UNMASK_REQUIRE_ALL=1) fail instead.
+
+    `nginx-rtmp` stands for nginx with its RTMP module.
+    """
+    missing = [name for name in programs if not _present(name)]
+    if not missing:
+        return
+    sentence = f"needs {', '.join(missing)}, not installed here"
+    if os.environ.get("UNMASK_REQUIRE_ALL") == "1":
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+def _present(name: str) -> bool:
+    if name == "nginx-rtmp":
+        return shutil.which("nginx") is not None and RTMP_MODULE.exists()
+    return shutil.which(name) is not None
