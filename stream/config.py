@@ -1,8 +1,8 @@
-"""Every setting: read from config.yaml, overridden by environment and --set, validated on load (DESIGN 2)."""
+"""Every setting with its default, unit, range and reason (DESIGN 2); `config_file` reads and writes them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -10,133 +10,377 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Bytes = Annotated[int, Field(ge=1)]
 
 
+def setting(default: Any, unit: str, reason: str, **bounds: Any) -> Any:
+    """Declare one setting with its unit ("" where it has none) and the reason it exists or has its value."""
+    return Field(default, description=reason, json_schema_extra={"unit": unit}, **bounds)
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values never change after load."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def _need(self, holds: bool, sentence: str) -> Self:
+        if not holds:
+            raise ValueError(sentence)
+        return self
 
 
 class Media(Section):
-    chunk_ms: Annotated[int, Field(ge=50, le=5000)] = 500
-    partitions: Count = 8
-    max_message_bytes: Bytes = 8 * 1024 * 1024
-    retention_s: Seconds = 3600.0
-    retention_bytes: Bytes = 4 * 1024**3
-    accept_unlisted: bool = False
+    """The media topic: packets as they arrived, cut into chunks."""
+
+    chunk_ms: int = setting(
+        500,
+        "ms",
+        "Longest piece of a stream in one record, so latency never waits for a keyframe.",
+        ge=50,
+        le=5000,
+    )
+    partitions: Count = setting(
+        8, "partitions", "Bounds how many detect workers can share the work; fixed once the topic exists."
+    )
+    max_message_bytes: Bytes = setting(
+        8 * 1024 * 1024,
+        "bytes",
+        "Largest record; a larger packet travels in parts. A Kafka broker must allow the same.",
+    )
+    retention_s: Seconds = setting(
+        3600.0, "s", "Media is kept this long: enough to cut an incident's clip and to restart a worker."
+    )
+    retention_bytes: Bytes = setting(
+        4 * 1024**3, "bytes", "Media never takes more disk than this, whichever bound is reached first."
+    )
+    accept_unlisted: bool = setting(
+        False,
+        "",
+        "Whether streams missing from the sources topic are read; off, strangers cannot add feeds.",
+    )
 
 
 class LogSettings(Section):
-    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
-    segment_bytes: Bytes = 64 * 1024 * 1024
-    lease_s: Seconds = 5.0
-    commit_ms: Count = 500
-    records_retention_s: Seconds = 30 * 86400.0
-    records_retention_bytes: Bytes = 1024**3
+    """The embedded log: SQLite for positions, state and events, segment files for media."""
+
+    synchronous: Literal["NORMAL", "FULL"] = setting(
+        "NORMAL",
+        "",
+        "NORMAL survives the death of the process, FULL also the loss of power, at a sync per commit.",
+    )
+    segment_bytes: Bytes = setting(
+        64 * 1024 * 1024,
+        "bytes",
+        "Retention unlinks whole segment files; smaller ones follow the bounds more closely.",
+    )
+    lease_s: Seconds = setting(
+        5.0, "s", "A worker silent for this long has lost its place in the group to one that waits."
+    )
+    commit_ms: Count = setting(
+        500, "ms", "Outputs and position are committed at least this often; an incident is committed at once."
+    )
+    records_retention_s: Seconds = setting(
+        30 * 86400.0,
+        "s",
+        "Scores, alerts and dead letters are kept this long, so coverage can be proved later.",
+    )
+    records_retention_bytes: Bytes = setting(
+        1024**3, "bytes", "Scores, alerts and dead letters never take more disk than this, each."
+    )
 
 
 class Ingest(Section):
-    shard_size: Count = 8
-    silence_s: Seconds = 10.0
-    first_frame_s: Seconds = 20.0
-    tick_s: Seconds = 1.0
-    backoff_first_s: Seconds = 0.5
-    backoff_max_s: Seconds = 30.0
-    backoff_jitter: Share = 0.3
-    hls_min_lines: Count = 720
-    program: int | None = None
-    file_ahead_bytes: Bytes = 64 * 1024 * 1024
+    """Attaching to feeds."""
+
+    shard_size: Count = setting(
+        8, "feeds", "Feeds in one process: few enough that a crash of one costs few others a reattach."
+    )
+    silence_s: Seconds = setting(
+        10.0, "s", "No video for this long and the feed is down: an event, and a new attempt."
+    )
+    first_frame_s: Seconds = setting(
+        20.0,
+        "s",
+        "Longest wait for the first picture of a feed; HLS needs a playlist and a whole segment first.",
+    )
+    tick_s: Seconds = setting(
+        1.0, "s", "How often a feed says it is alive; silence is noticed no sooner than this."
+    )
+    backoff_first_s: Seconds = setting(
+        0.5, "s", "First wait before a lost feed is attached again; then it doubles."
+    )
+    backoff_max_s: Seconds = setting(
+        30.0, "s", "Longest wait between attempts: a feed that comes back is seen within this."
+    )
+    backoff_jitter: Share = setting(
+        0.3,
+        "share of the wait",
+        "Random spread of the waits, so that many feeds do not knock at the same moment.",
+    )
+    hls_min_lines: Count = setting(
+        720,
+        "lines",
+        "Of HLS variants the lowest with this many lines is taken: faces need pixels, more cost traffic.",
+    )
+    program: int | None = setting(
+        None,
+        "program number",
+        "Program of a transport stream that carries several; null takes the first with video.",
+        ge=0,
+    )
+    file_ahead_bytes: Bytes = setting(
+        64 * 1024 * 1024,
+        "bytes",
+        "How far reading a file may run ahead of detection, so a file never fills the disk.",
+    )
 
 
 class Decode(Section):
-    memory_limit_bytes: Bytes = 2 * 1024**3
-    stall_s: Seconds = 10.0
-    max_warmup_s: Seconds = 20.0
-    slots: Annotated[int, Field(ge=2, le=64)] = 4
-    queue_chunks: Count = 8
-    detect_width: Annotated[int, Field(ge=160)] = 640
-    threads: Count = 1
+    """Decoder processes."""
+
+    memory_limit_bytes: Bytes = setting(
+        2 * 1024**3,
+        "bytes",
+        "Memory of one decoder process; a hostile stream kills its decoder and nothing else.",
+    )
+    stall_s: Seconds = setting(
+        10.0, "s", "A decoder that makes no progress for this long is killed, its chunk retried once."
+    )
+    max_warmup_s: Seconds = setting(
+        20.0,
+        "s",
+        "After a restart at most this much is decoded again without scoring; beyond, a keyframe is awaited.",
+    )
+    slots: int = setting(
+        4,
+        "pictures",
+        "Shared-memory pictures per stream between decoder and detector; full means the decoder waits.",
+        ge=2,
+        le=64,
+    )
+    queue_chunks: Count = setting(
+        8, "chunks", "Chunks waiting per decoder; full means reading of that stream pauses."
+    )
+    detect_width: int = setting(
+        640,
+        "pixels",
+        "Width of the reduced picture in which faces are looked for; crops come from full resolution.",
+        ge=160,
+    )
+    threads: Count = setting(1, "threads", "Threads of one decoder; streams already run beside each other.")
 
 
 class Sampling(Section):
-    idle_fps: Annotated[float, Field(gt=0, le=60)] = 2.0
-    burst_fps: Annotated[float, Field(gt=0, le=60)] = 8.0
-    burst_budget: Share = 0.5
+    """Which frames are looked at."""
+
+    idle_fps: float = setting(
+        2.0, "frames/s", "Sampling of a calm stream: finds a face within half a second.", gt=0, le=60
+    )
+    burst_fps: float = setting(
+        8.0, "frames/s", "Sampling of a stream that looks wrong: more evidence sooner.", gt=0, le=60
+    )
+    burst_budget: Share = setting(
+        0.5,
+        "share of device time",
+        "Bursts take no more than this, so one suspect feed does not starve the calm ones.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        return self._need(
+            self.burst_fps >= self.idle_fps,
+            f"sampling.burst_fps is {self.burst_fps:g}; "
+            f"it must be at least sampling.idle_fps ({self.idle_fps:g})",
+        )
 
 
 class Faces(Section):
-    min_face_px: Annotated[int, Field(ge=20)] = 40
-    max_faces: Count = 8
-    confidence: Share = 0.9
-    track_iou: Share = 0.3
-    track_lost_s: Seconds = 2.0
+    """Finding and following faces."""
+
+    min_face_px: int = setting(
+        40, "pixels", "Faces narrower than this are not looked for: nothing could be said of them.", ge=20
+    )
+    max_faces: Count = setting(8, "faces", "Largest faces read per picture; bounds the cost of a crowd.")
+    confidence: Share = setting(0.9, "confidence", "MTCNN's own confidence below which a find is no face.")
+    track_iou: Share = setting(
+        0.3, "overlap", "Least overlap (IoU) with its last place for a face to be the same one."
+    )
+    track_lost_s: Seconds = setting(
+        2.0, "s", "A face unseen for this long has left; what comes back is a new track."
+    )
 
 
 class QualityGate(Section):
-    min_face_px: Annotated[float, Field(ge=0)] = 64.0
-    min_sharpness: Annotated[float, Field(ge=0)] = 20.0
-    min_brightness: Annotated[float, Field(ge=0, le=255)] = 35.0
-    max_blockiness: Annotated[float, Field(ge=0)] = 3.0
-    max_yaw_deg: Annotated[float, Field(ge=0, le=90)] = 50.0
-    max_pitch_deg: Annotated[float, Field(ge=0, le=90)] = 40.0
+    """Below these a face is inconclusive, with the reason: bad pictures accuse nobody."""
+
+    min_face_px: float = setting(64.0, "pixels", "SMALL_FACE below this width.", ge=0)
+    min_sharpness: float = setting(
+        25.0, "Laplacian variance", "BLUR below this: blurred authentic faces score as fakes.", ge=0
+    )
+    min_brightness: float = setting(30.0, "grey level", "LOW_LIGHT below this mean.", ge=0, le=255)
+    max_blockiness: float = setting(
+        2.0, "ratio", "COMPRESSION above this ratio of steps at block edges to steps elsewhere.", ge=0
+    )
+    max_yaw_deg: float = setting(
+        45.0, "degrees", "POSE beyond this turn of the head: half the face is not seen.", ge=0, le=90
+    )
+    max_pitch_deg: float = setting(35.0, "degrees", "POSE beyond this nod.", ge=0, le=90)
 
 
 class Verdict(Section):
-    window_s: Seconds = 10.0
-    min_track_s: Seconds = 2.0
-    min_samples: Count = 5
-    open_probability: Share = 0.9
-    close_probability: Share = 0.6
-    open_hold_s: Seconds = 1.5
-    close_hold_s: Seconds = 8.0
-    level: Share = 0.95
-    min_sampled_share: Share = 0.5
-    record_every_s: Seconds = 10.0
+    """From scores over time to a verdict."""
+
+    window_s: Seconds = setting(10.0, "s", "How far back a verdict looks, in media time.")
+    min_track_s: Seconds = setting(2.0, "s", "SHORT_TRACK below this: a glimpse decides nothing.")
+    min_samples: Count = setting(
+        5, "samples", "SHORT_TRACK below this many readings of a face in the window."
+    )
+    open_probability: Share = setting(
+        0.9,
+        "probability",
+        "The lower end of the interval must reach this for an incident; high, because the first fear "
+        "is a false accusation.",
+    )
+    close_probability: Share = setting(
+        0.6,
+        "probability",
+        "Below this the suspicion is over; the gap to open_probability keeps incidents from flapping.",
+    )
+    open_hold_s: Seconds = setting(1.5, "s", "Suspicion must last this long before an incident opens.")
+    close_hold_s: Seconds = setting(8.0, "s", "Calm must last this long before an incident closes.")
+    level: float = setting(0.95, "probability", "Coverage of the interval around a probability.", gt=0, lt=1)
+    min_sampled_share: Share = setting(
+        0.5, "share", "STALE when fewer of the wanted samples than this were really taken."
+    )
+    record_every_s: Seconds = setting(
+        10.0, "s", "A verdict record is written this often even when nothing changes."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        return self._need(
+            self.close_probability < self.open_probability,
+            f"verdict.close_probability is {self.close_probability:g}; "
+            f"it must be below verdict.open_probability ({self.open_probability:g})",
+        )
 
 
 class Incidents(Section):
-    epoch_grace_s: Seconds = 30.0
-    orphan_s: Seconds = 30.0
-    update_every_s: Seconds = 30.0
-    suggested_action: Literal["none", "review", "block"] = "review"
-    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Incidents and what they tell the receiver."""
+
+    epoch_grace_s: Seconds = setting(
+        30.0, "s", "Suspicion outlives a break in the stream by this: a looping publisher buys no amnesty."
+    )
+    orphan_s: Seconds = setting(
+        30.0, "s", "No record at all of a feed for this long is UNWATCHED, and an event."
+    )
+    update_every_s: Seconds = setting(
+        30.0, "s", "An open incident reports new evidence no more often than this."
+    )
+    suggested_action: Literal["none", "review", "block"] = setting(
+        "review", "", "Strongest action an alert ever suggests; block only if you decide so here."
+    )
+    prevalence: float = setting(
+        0.01,
+        "share of streams",
+        "How common manipulation is where you watch; the expected precision depends on it.",
+        gt=0,
+        lt=1,
+    )
 
 
 class Evidence(Section):
-    clip_max_s: Seconds = 30.0
-    pre_roll_s: Seconds = 5.0
-    post_roll_s: Seconds = 5.0
-    crops: Count = 4
-    retention_s: Seconds = 30 * 86400.0
-    max_bytes: Bytes = 10 * 1024**3
+    """What is kept of an incident."""
+
+    clip_max_s: Seconds = setting(30.0, "s", "Longest clip about the peak of an incident.")
+    pre_roll_s: Seconds = setting(5.0, "s", "Clip time before the incident opened: the way into it.")
+    post_roll_s: Seconds = setting(5.0, "s", "Clip time after it; the clip is cut once this has passed.")
+    crops: Count = setting(4, "pictures", "Best face crops kept per incident.")
+    retention_s: Seconds = setting(
+        30 * 86400.0, "s", "Evidence is deleted after this: faces are personal data."
+    )
+    max_bytes: Bytes = setting(
+        10 * 1024**3, "bytes", "Evidence never takes more disk than this; the oldest goes first."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        return self._need(
+            self.pre_roll_s + self.post_roll_s <= self.clip_max_s,
+            f"evidence.clip_max_s is {self.clip_max_s:g}; "
+            f"it must hold pre_roll_s and post_roll_s ({self.pre_roll_s + self.post_roll_s:g} together)",
+        )
 
 
 class Freshness(Section):
-    on_late: Literal["skip", "score"] = "skip"
-    max_staleness_s: Seconds = 15.0
+    """What happens when detection falls behind a live feed."""
+
+    on_late: Literal["skip", "score"] = setting(
+        "skip",
+        "",
+        "skip keeps alerts current and counts what was left out; score looks at everything, however late.",
+    )
+    max_staleness_s: Seconds = setting(15.0, "s", "A live picture older than this is late.")
 
 
 class Engines(Section):
-    order: tuple[Literal["openvino", "eager"], ...] = ("openvino", "eager")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    batch: Annotated[int, Field(ge=1, le=256)] = 16
-    batch_wait_ms: Annotated[int, Field(ge=0, le=1000)] = 20
-    threads: Annotated[int, Field(ge=0)] = 0
-    cache_dir: str = "~/.cache/unmask"
+    """How the networks run on this machine."""
+
+    order: tuple[Literal["openvino", "eager"], ...] = setting(
+        ("openvino", "eager"),
+        "",
+        "Tried in this order; one that differs from eager PyTorch on real faces is refused.",
+    )
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "", "bf16 is faster on CPUs with AMX, and checked for parity."
+    )
+    batch: int = setting(16, "faces", "Most faces in one call of the network.", ge=1, le=256)
+    batch_wait_ms: int = setting(20, "ms", "Longest wait for a batch to fill.", ge=0, le=1000)
+    threads: int = setting(0, "threads", "Threads of the network; 0 leaves the choice to the engine.", ge=0)
+    cache_dir: str = setting(
+        "~/.cache/unmask", "folder", "Compiled networks are kept here, so the next start is quick."
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        return self._need(
+            len(self.order) > 0, "engines.order is empty; it must name at least one of openvino, eager"
+        )
 
 
 class Members(Section):
-    names: tuple[str, ...] = ()
+    """The networks that judge a face."""
+
+    names: tuple[str, ...] = setting(
+        (), "", "Members to run, by name; empty runs every member that is shipped."
+    )
 
 
 class Worker(Section):
-    stall_s: Seconds = 30.0
-    shutdown_s: Seconds = 10.0
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """The detect process."""
+
+    stall_s: Seconds = setting(
+        30.0, "s", "Work queued and nothing done for this long: the process exits to be restarted."
+    )
+    shutdown_s: Seconds = setting(10.0, "s", "An orderly stop takes at most this long.")
+    metrics_port: int = setting(
+        0, "port", "Prometheus metrics are served here; 0 serves none.", ge=0, le=65535
+    )
 
 
 class Config(Section):
-    data_dir: str = "~/.local/share/unmask"
-    prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")] = "unmask"
+    """Every setting of Unmask."""
+
+    data_dir: str = setting(
+        "~/.local/share/unmask", "folder", "Log, evidence and reports live here; a local file system."
+    )
+    prefix: str = Field(
+        "unmask",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$",
+        description="Begins every topic name and every event's source, so installations can share a broker.",
+    )
+    deterministic: bool = setting(
+        False,
+        "",
+        "Fixed sampling and batches, nothing skipped: the same input gives the same incidents, more slowly.",
+    )
     media: Media = Media()
     log: LogSettings = LogSettings()
     ingest: Ingest = Ingest()
@@ -151,4 +395,3 @@ class Config(Section):
     engines: Engines = Engines()
     members: Members = Members()
     worker: Worker = Worker()
-    deterministic: bool = False

@@ -10,6 +10,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
+from stream.errors import Code, UnmaskError
 from stream.records import OutRecord, Record
 
 
@@ -22,7 +23,10 @@ class Cleanup(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic as it must be. Retention None means unbounded (compacted topics)."""
+    """A topic as it must be. Retention None means unbounded (compacted topics).
+
+    `retention_bytes` is for the whole topic; Kafka, which counts per partition, gets an equal share each.
+    """
 
     name: str
     partitions: int
@@ -39,8 +43,19 @@ class TopicPartition:
     partition: int
 
 
+class PositionError(UnmaskError):
+    """A position cannot be read: LOG_POSITION if it is outside of what the log holds, LOG_UNUSABLE if the
+    record there is damaged. Nothing is skipped unasked: seek `partition` to `resume_at` to go on.
+    """
+
+    def __init__(self, code: Code, sentence: str, partition: TopicPartition, resume_at: int) -> None:
+        super().__init__(code, sentence)
+        self.partition = partition
+        self.resume_at = resume_at
+
+
 class Listener(Protocol):
-    """Told of changes of assignment, from within `Consumer.poll`."""
+    """Told of changes of assignment, from within `Consumer.poll` and `Consumer.close`."""
 
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are ours from now on; nothing of them is polled before this returns."""
@@ -56,12 +71,25 @@ class Producer(Protocol):
     """Appends records outside any group transaction (ingest, control commands)."""
 
     def send(self, record: OutRecord) -> None:
-        """Queue one record. Blocks while the bound of bytes in flight is reached."""
+        """Queue one record. Blocks while the bound of bytes in flight is reached.
+
+        Raises `UnmaskError` if a write before it failed (LOG_FULL, LOG_UNUSABLE) or a later producer of the
+        same name has taken over (LOG_FENCED, for good): `record` is not taken then.
+        """
 
     def flush(self, timeout: float) -> None:
-        """Return when all that was sent is durable; raise `UnmaskError` if `timeout` seconds pass first."""
+        """Return when all that was sent is durable; raise `UnmaskError` if `timeout` seconds pass first.
 
-    def close(self, timeout: float) -> None: ...
+        Each failed write is raised once, by the next `send` or `flush`; its records are lost and counted in
+        `dropped`. The producer stays usable.
+        """
+
+    @property
+    def dropped(self) -> int:
+        """How many records that `send` took were lost to failed writes."""
+
+    def close(self, timeout: float) -> None:
+        """Flush and stop; raises what `flush` raises, after it has stopped."""
 
     def __enter__(self) -> Self: ...
 
@@ -76,13 +104,17 @@ class Consumer(Protocol):
     def poll(self, max_records: int, timeout: float) -> Sequence[Record]:
         """Return at most `max_records` records in order per partition, empty after `timeout` seconds.
 
-        Paused partitions give nothing but stay ours. Raises `UnmaskError` (LOG_FENCED) when membership is
-        lost for good and (LOG_POSITION) when a position lies outside of what the log still holds.
+        A partition starts at its committed position or, if it has none, at the beginning. Paused partitions
+        give nothing but stay ours. A member that lost its partitions is told by `Listener.lost` and waits
+        to get some again. Raises `UnmaskError` (LOG_FENCED) when membership is lost for good and
+        `PositionError` when a position lies outside of what the log still holds or its record is damaged;
+        it is raised again until the caller seeks or pauses the partition.
         """
 
     def assignment(self) -> frozenset[TopicPartition]: ...
 
-    def pause(self, partitions: Collection[TopicPartition]) -> None: ...
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        """Poll nothing of `partitions`. Raises ValueError, as `resume` and `seek`, if one is not assigned."""
 
     def resume(self, partitions: Collection[TopicPartition]) -> None: ...
 
@@ -95,18 +127,21 @@ class Consumer(Protocol):
     def commit(self, outputs: Sequence[OutRecord], positions: Mapping[TopicPartition, int]) -> None:
         """Write outputs and move positions in ONE transaction.
 
-        Raises `UnmaskError` (LOG_FENCED) if another member has taken over: nothing was written then.
+        Raises `UnmaskError` (LOG_FENCED) if another member has taken over: nothing was written then, and
+        the next poll calls `Listener.lost`. (LOG_FULL, LOG_UNUSABLE): nothing was written, try again.
         """
 
     def close(self, timeout: float) -> None:
-        """Leave the group: `revoked` is called first, so that a last commit can be made."""
+        """Leave the group: `revoked` is called first, so that a last commit can be made (`lost` if another
+        member has taken over)."""
 
 
 class Log(Protocol):
     """A log, embedded or Kafka."""
 
     def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create what is missing. Raises `UnmaskError` naming what differs in a topic that exists."""
+        """Create what is missing and bring retention to the spec. Raises `UnmaskError` naming what differs in
+        a topic that exists and cannot be changed: partitions, cleanup."""
 
     def partitions(self, topic: str) -> int: ...
 
@@ -118,15 +153,20 @@ class Log(Protocol):
 
     def read(self, partition: TopicPartition, start: int, stop: int | None = None) -> Iterator[Record]:
         """Iterate committed records from offset `start` (inclusive) up to `stop` (exclusive) or to the end
-        as of now, outside any group. Compacted topics skip superseded records."""
+        as of now, outside any group. Compacted topics skip superseded records. Raises `PositionError` if
+        `start` lies before what the log still holds or a record is damaged."""
 
-    def begin_offset(self, partition: TopicPartition) -> int: ...
+    def begin_offset(self, partition: TopicPartition) -> int:
+        """Return the first offset not removed by retention (compaction does not move it)."""
 
     def end_offset(self, partition: TopicPartition) -> int:
         """Return the offset that the next record will get."""
 
     def group_position(self, group: str, partition: TopicPartition) -> int | None:
         """Return a group's committed position without being a member."""
+
+    def maintain(self) -> object:
+        """Apply retention, every few seconds, where the log does not do so by itself (Kafka does)."""
 
     def close(self) -> None: ...
 

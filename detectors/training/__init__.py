@@ -1,0 +1,113 @@
+"""Training of members: a recipe and data in, a member's directory with its card out."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detectors.members import load_member
+from detectors.training.calibrate import fit_calibration
+from detectors.training.card import model_card
+from detectors.training.clips import load_clips
+from detectors.training.data import load_authentic, load_faces, resized
+from detectors.training.evaluate import ClipScore, evaluate
+from detectors.training.export import export_member
+from detectors.training.loop import fit, score
+from detectors.training.recipe import Recipe, load_recipe
+
+logger = logging.getLogger(__name__)
+
+CLIP_CLASSES = ("authentic", "manipulated", "manipulated_faces")
+"""Directories of clips under `clips/` of the data directory."""
+
+
+def train(
+    recipe_path: Path,
+    out_dir: Path,
+    data_dir: Path,
+    *,
+    threads: int = 2,
+    hardware: str = "",
+    on_progress: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Trains a recipe, or goes on where it was interrupted, then exports, calibrates and measures the member.
+
+    Leaves the member in `out_dir/member/` (weights, member.json, calibration.json, card.md, its learning
+    curve) beside what `detectors.training.loop.fit` leaves. Returns the measured figures. Raises what `fit`
+    raises.
+    """
+    fit(recipe_path, out_dir, data_dir, threads=threads, on_progress=on_progress)
+    return finish(recipe_path, out_dir, data_dir, hardware=hardware, on_progress=on_progress)
+
+
+def finish(
+    recipe_path: Path,
+    out_dir: Path,
+    data_dir: Path,
+    *,
+    hardware: str = "",
+    on_progress: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Exports the averaged weights as they are now, also in the middle of a training; returns the figures."""
+    recipe = load_recipe(recipe_path)
+    record = json.loads((out_dir / "record.json").read_text())
+    tensors = torch.load(out_dir / "average.pt", map_location="cpu", weights_only=True)
+    directory, cache = out_dir / "member", out_dir / "cache"
+    facts = {"licence": "Apache-2.0", "training_data": _training_data(recipe)}
+    (directory / "calibration.json").unlink(missing_ok=True)
+    export_member(directory, tensors, recipe, None, facts)
+    member = load_member(directory)
+
+    on_progress("scoring validation crops, held-out authentic faces and clips")
+    faces = load_faces(data_dir, cache, "val")
+    logits = score(member.module, resized(faces.images, recipe.crop.size), recipe.crop)
+    authentic = {}
+    for name in recipe.authentic:
+        held_out = load_authentic(data_dir, cache, name, recipe.crop, held_out=True)
+        authentic[name] = score(member.module, resized(held_out, recipe.crop.size), recipe.crop)
+    clips = {
+        label: [
+            ClipScore(clip.name, score(member.module, clip.faces, recipe.crop), clip.sampled)
+            for clip in load_clips(data_dir / "clips" / label, cache, recipe.crop)
+        ]
+        for label in CLIP_CLASSES
+    }
+    tracks = [clip.logits for found in clips.values() for clip in found]
+    fitted = fit_calibration(logits, faces.labels, faces.identity, tracks, _calibration_data(len(logits)))
+    metrics = evaluate(logits, faces, fitted.calibration, authentic, clips) | {"calibration": fitted.report}
+    export_member(directory, tensors, recipe, fitted.calibration, facts | {"metrics": _summary(metrics)})
+    described = {
+        "parameters": sum(p.numel() for p in member.module.parameters()),
+        "megabytes": (directory / "weights.safetensors").stat().st_size / 1e6,
+        "sha256": member.sha256,
+    }
+    (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (directory / f"{recipe.name}.md").write_text(model_card(recipe, record, described, metrics, hardware))
+    (directory / f"{recipe.name}.png").write_bytes((out_dir / "curve.png").read_bytes())
+    on_progress(f"validation AUC {metrics['overall']['auc']:.4f}; member in {directory}")
+    return metrics
+
+
+def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    overall = metrics["overall"]
+    return {
+        "val_auc": overall["auc"],
+        "val_auc_interval": overall["auc_interval"],
+        "val_log_loss": metrics["calibration"]["log_loss_cross_fitted"],
+        "false_alarms": metrics["false_alarms"],
+    }
+
+
+def _training_data(recipe: Recipe) -> str:
+    further = "".join(f"; {name} (authentic, with self-blends)" for name in recipe.authentic)
+    return f"DFDC face crops by i-Shreyansh/DeepFake-Detection, train split{further}"
+
+
+def _calibration_data(crops: int) -> str:
+    return (
+        f"{crops} DFDC validation crops of 104 people, every person and class weighted equally; sigma from "
+        "authentic and manipulated clips; one scale for every length"
+    )

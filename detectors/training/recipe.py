@@ -1,0 +1,76 @@
+"""A training recipe: every choice that shapes the weights, read from YAML and checked."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detectors.backbones import Architecture
+from detectors.crops import IMAGENET_MEAN, IMAGENET_STD, CropPolicy
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained; names the file, the field and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Fields as in `recipes/lite0-att-dfdc.yaml`, which says what each is for."""
+
+    name: str
+    version: str
+    backbone: str
+    attention_block: int
+    dropout: float
+    crop: CropPolicy
+    seed: int
+    epochs: float
+    budget_minutes: float | None
+    pairs: int
+    blend_pairs: int
+    authentic: tuple[str, ...]
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    label_smoothing: float
+    pair_weight: float
+    ema_decay: float
+
+    def architecture(self) -> Architecture:
+        return Architecture(self.backbone, self.attention_block, self.dropout)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+POSITIVE = ("epochs", "pairs", "learning_rate")
+SHARES = ("dropout", "warmup", "label_smoothing", "ema_decay")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads and checks a recipe; RecipeError for a missing, unknown or impossible field."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: expected a mapping of fields")
+    known = {field.name for field in fields(Recipe)}
+    if unknown := set(raw) - known:
+        raise RecipeError(f"{path}: {min(unknown)}: unknown field; known are {', '.join(sorted(known))}")
+    if missing := known - set(raw):
+        raise RecipeError(f"{path}: {min(missing)}: missing")
+    policy = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | raw["crop"]
+    recipe = Recipe(**(raw | {"crop": CropPolicy.from_json(policy), "authentic": tuple(raw["authentic"])}))
+    for name in POSITIVE:
+        if getattr(recipe, name) <= 0:
+            raise RecipeError(f"{path}: {name}: {getattr(recipe, name)}, expected more than 0")
+    for name in SHARES:
+        if not 0 <= getattr(recipe, name) < 1:
+            raise RecipeError(f"{path}: {name}: {getattr(recipe, name)}, expected 0 <= {name} < 1")
+    if recipe.blend_pairs and not recipe.authentic:
+        raise RecipeError(
+            f"{path}: blend_pairs: {recipe.blend_pairs}, expected 0 without `authentic` sources"
+        )
+    return recipe

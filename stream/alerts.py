@@ -1,0 +1,350 @@
+"""Alerts as CloudEvents 1.0 (DESIGN 3.6).
+
+Binary mode for the log, one structured JSON line for `watch --json`. The body is described by
+`alert.schema.json`. Nothing is decided here; what is said was decided before.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from stream import config
+from stream.clock import Clock
+from stream.feeds import FeedEvent
+from stream.incidents import Crop, EventKind, IncidentEvent, Moment, Severity, TrackView
+from stream.records import SCHEMA, OutRecord, Topic
+from stream.scores import (
+    DroppedRecord,
+    ScoreRecord,
+    VerdictRecord,
+    box_json,
+    interval_json,
+    numbers_json,
+    reasons_json,
+    rounded,
+)
+from stream.verdicts import Verdict
+from stream.windows import MICRO
+
+if TYPE_CHECKING:
+    from detectors.members import Member
+
+MAX_BODY = 20_000
+"""Bytes of an event's body: well below what brokers, queues and webhook receivers take."""
+
+MAX_SENTENCE = 500
+"""Characters of a sentence from elsewhere: keeps the body below its bound."""
+
+DATA_SCHEMA = f"urn:unmask:schema:alert:{SCHEMA}"
+"""`$id` of alert.schema.json."""
+
+ACTIONS = ("none", "review", "block")
+"""Suggested actions, weakest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A member as records name it. `sha256` is that of its weights."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the scores come from: members, what they were tested on, and the calibration behind them.
+
+    `calibration` is none, shipped or own; `prior` the share of manipulated material that its probabilities
+    suppose.
+    """
+
+    models: tuple[Model, ...]
+    tested_for: tuple[str, ...]
+    not_tested_for: tuple[str, ...]
+    calibration: str
+    calibration_version: str
+    prior: float
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Name to version and the begin of the weights' hash, as score records carry it."""
+        return {model.name: f"{model.version}+{model.sha256[:12]}" for model in self.models}
+
+
+def provenance_of(members: Sequence["Member"]) -> Provenance:
+    """Return what events say of these members (at least one); the first one's calibration is the one used.
+
+    A manipulation counts as tested only if some member was tested for it.
+    """
+    calibration = members[0].calibration
+    tested = dict.fromkeys(name for member in members for name in member.record.get("tested_for", ()))
+    untested = dict.fromkeys(name for member in members for name in member.record.get("not_tested_for", ()))
+    return Provenance(
+        models=tuple(Model(member.name, member.version, member.sha256) for member in members),
+        tested_for=tuple(tested),
+        not_tested_for=tuple(name for name in untested if name not in tested),
+        calibration=calibration.kind.value,
+        calibration_version=calibration.sha256[:12],
+        prior=calibration.prevalence,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CloudEvent:
+    """Context attributes (all text, extensions among them) and the body."""
+
+    attributes: Mapping[str, str]
+    data: Mapping[str, Any]
+
+    def body(self) -> bytes:
+        """Return the data as JSON."""
+        return _json(self.data)
+
+    def headers(self) -> dict[str, bytes]:
+        """Return the attributes as the headers of the Kafka protocol binding's binary mode."""
+        headers = {f"ce_{name}": text.encode() for name, text in self.attributes.items()}
+        return {"schema": str(SCHEMA).encode(), "content-type": b"application/json", **headers}
+
+    def structured(self) -> dict[str, Any]:
+        """Return the event as one JSON object (`application/cloudevents+json`)."""
+        return {**self.attributes, "datacontenttype": "application/json", "data": dict(self.data)}
+
+    def line(self) -> str:
+        """Return the event as one line of JSON, without a line end."""
+        return _json(self.structured()).decode()
+
+
+Telling = IncidentEvent | FeedEvent
+Output = ScoreRecord | DroppedRecord | VerdictRecord | IncidentEvent | FeedEvent
+
+
+class Publisher:
+    """Turns what aggregates say into records for the `scores` and `alerts` topics."""
+
+    def __init__(self, settings: config.Config, provenance: Provenance, clock: Clock) -> None:
+        self._prefix = settings.prefix
+        self._incidents = settings.incidents
+        self._level = settings.verdict.level
+        self._provenance = provenance
+        self._clock = clock
+
+    def record(self, output: Output, traceparent: str | None = None) -> OutRecord:
+        """Return `output` as the record that tells it, keyed by stream."""
+        if isinstance(output, IncidentEvent | FeedEvent):
+            return self.alert(output.stream, self.event(output, traceparent))
+        return OutRecord(
+            topic=f"{self._prefix}.{Topic.SCORES.value}",
+            key=output.stream,
+            value=_json(output.as_json()),
+            headers={"schema": str(SCHEMA).encode(), "content-type": b"application/json"},
+            timestamp_us=self._clock.now_us(),
+        )
+
+    def alert(self, stream: str, event: CloudEvent) -> OutRecord:
+        """Return an event as a record of the `alerts` topic."""
+        return OutRecord(
+            topic=f"{self._prefix}.{Topic.ALERTS.value}",
+            key=stream,
+            value=event.body(),
+            headers=event.headers(),
+            timestamp_us=self._clock.now_us(),
+        )
+
+    def event(self, output: Telling, traceparent: str | None = None) -> CloudEvent:
+        """Return an incident's or feed's event as a CloudEvent; `traceparent` (W3C) when there is a trace."""
+        if isinstance(output, IncidentEvent):
+            return self._incident(output, traceparent)
+        return self._feed(output, traceparent)
+
+    def _incident(self, event: IncidentEvent, traceparent: str | None) -> CloudEvent:
+        evidence = [*_pictures(event.crops), *_clip(event.clip)]
+        attributes = {
+            **self._common(event.stream, event.moment, traceparent),
+            "id": f"{event.incident}.{event.number}",
+            "type": f"unmask.incident.{event.kind.value}.v1",
+            "severity": event.severity.value,
+            "sequence": _sequence(event.number),
+        }
+        dataref = event.clip or (evidence[0]["ref"] if evidence else None)
+        if dataref:
+            attributes["dataref"] = dataref
+        return CloudEvent(attributes, _fit(self._incident_data(event, evidence)))
+
+    def _incident_data(self, event: IncidentEvent, evidence: list[dict[str, Any]]) -> dict[str, Any]:
+        judgement = event.judgement
+        retracted = event.kind is EventKind.RETRACTED
+        return {
+            "schema": SCHEMA,
+            "stream": event.stream,
+            "incident": event.incident,
+            "number": event.number,
+            "event": event.kind.value,
+            "verdict": (Verdict.INCONCLUSIVE if retracted else Verdict.MANIPULATED).value,
+            "reasons": reasons_json(judgement.reasons),
+            "probability": rounded(judgement.probability),
+            "interval": interval_json(judgement),
+            "level": self._level,
+            "logit": rounded(judgement.logit),
+            "llr": rounded(judgement.llr),
+            "prior": self._provenance.prior,
+            "prevalence": self._incidents.prevalence,
+            "expected_precision": rounded(expected_precision(judgement.llr, self._incidents.prevalence)),
+            "members": numbers_json(judgement.members or {}),
+            "tested_for": list(self._provenance.tested_for),
+            "not_tested_for": list(self._provenance.not_tested_for),
+            "calibration": self._provenance.calibration,
+            "calibration_version": self._provenance.calibration_version,
+            "severity": event.severity.value,
+            "suggested_action": "none" if retracted else self._action(event.severity),
+            "first_media_us": event.first_us,
+            "last_media_us": event.last_us,
+            "peak_media_us": event.peak_us,
+            "first_media_time": iso(event.first_us),
+            "last_media_time": iso(event.last_us),
+            "latency_s": self._latency_s(event.moment),
+            "samples": judgement.samples,
+            "effective_samples": rounded(judgement.n_eff),
+            "tracks": [_track(view) for view in event.tracks],
+            "tracks_total": event.tracks_total,
+            "models": [
+                {"name": model.name, "version": model.version, "sha256": model.sha256}
+                for model in self._provenance.models
+            ],
+            "engine": event.moment.engine,
+            "precision": event.moment.precision,
+            "evidence": evidence,
+            **_told(event),
+        }
+
+    def _feed(self, event: FeedEvent, traceparent: str | None) -> CloudEvent:
+        attributes = {
+            **self._common(event.stream, event.moment, traceparent),
+            "id": f"{event.stream}.{event.moment.attachment}.{event.number}.{event.kind}",
+            "type": f"unmask.feed.{event.kind}.v1",
+            "severity": "low" if event.kind == "up" else "medium",
+            "sequence": _sequence(event.number),
+        }
+        data = {
+            "schema": SCHEMA,
+            "stream": event.stream,
+            "event": event.kind,
+            "media_us": event.moment.media_us,
+            "media_time": iso(event.moment.media_us),
+            "code": event.code,
+            "sentence": event.sentence[:MAX_SENTENCE] if event.sentence else None,
+            "latency_s": self._latency_s(event.moment),
+        }
+        return CloudEvent(attributes, data)
+
+    def _common(self, stream: str, moment: Moment, traceparent: str | None) -> dict[str, str]:
+        attributes = {
+            "specversion": "1.0",
+            "source": f"/unmask/{self._prefix}",
+            "subject": stream,
+            "time": iso(moment.media_us),
+            "dataschema": DATA_SCHEMA,
+            "partitionkey": stream,
+        }
+        return attributes | ({"traceparent": traceparent} if traceparent else {})
+
+    def _action(self, severity: Severity) -> str:
+        wanted = "block" if severity is Severity.HIGH else "review"
+        cap = self._incidents.suggested_action
+        return ACTIONS[min(ACTIONS.index(wanted), ACTIONS.index(cap))]
+
+    def _latency_s(self, moment: Moment) -> float | None:
+        if moment.capture_us is None:
+            return None
+        return round(max(0.0, (self._clock.now_us() - moment.capture_us) / MICRO), 3)
+
+
+def expected_precision(llr: float | None, prevalence: float) -> float | None:
+    """Return the share of such findings that are right where `prevalence` of all streams are manipulated.
+
+    Bayes' rule in log odds: the calibrated likelihood ratio over the configured prior. Good where the
+    calibration's data resemble the stream's, no further.
+    """
+    if llr is None:
+        return None
+    log_odds = llr + math.log(prevalence / (1.0 - prevalence))
+    if log_odds < 0:
+        return math.exp(log_odds) / (1.0 + math.exp(log_odds))
+    return 1.0 / (1.0 + math.exp(-log_odds))
+
+
+def iso(us: int) -> str:
+    """Return UTC microseconds as RFC 3339 text."""
+    return (
+        datetime.fromtimestamp(us // MICRO, UTC)
+        .replace(microsecond=us % MICRO)
+        .strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    )
+
+
+def _told(event: IncidentEvent) -> dict[str, Any]:
+    """What only some kinds of event say."""
+    if event.kind is EventKind.UPDATED:
+        return {"changes": [change.value for change in event.changes]}
+    if event.kind is EventKind.CLOSED:
+        duration_s = round((event.last_us - event.first_us) / MICRO, 3)
+        totals = {"duration_s": duration_s, "tracks": event.tracks_total, "events": event.number}
+        return {"reason": event.reason, "totals": totals}
+    if event.kind is EventKind.RETRACTED:
+        return {"reason": event.reason}
+    return {}
+
+
+def _track(view: TrackView) -> dict[str, Any]:
+    return {
+        "attachment": view.attachment,
+        "epoch": view.epoch,
+        "track": view.track,
+        "box": box_json(view.box),
+        "first_media_us": view.first_us,
+        "last_media_us": view.last_us,
+        "probability": rounded(view.probability),
+        "lower": rounded(view.lower),
+        "samples": view.samples,
+    }
+
+
+def _pictures(crops: tuple[Crop, ...]) -> list[dict[str, Any]]:
+    return [
+        {"kind": kind, "ref": ref, "media_us": crop.media_us, "track": crop.track}
+        for crop in crops
+        for kind, ref in (("crop", crop.crop), ("overlay", crop.overlay))
+    ]
+
+
+def _clip(ref: str | None) -> list[dict[str, Any]]:
+    return [{"kind": "clip", "ref": ref, "media_us": None, "track": None}] if ref else []
+
+
+def _fit(data: dict[str, Any]) -> dict[str, Any]:
+    """Shorten lists, the least important first, until the body is below its bound.
+
+    With the shipped settings nothing is ever cut; long lists in a member's metadata could make it so.
+    """
+    shorten: Sequence[Callable[[], Any]] = (
+        lambda: data["tracks"] and data["tracks"].pop(),
+        lambda: data["not_tested_for"] and data["not_tested_for"].pop(),
+        lambda: data["tested_for"] and data["tested_for"].pop(),
+        lambda: data["evidence"] and data["evidence"].pop(0),
+    )
+    for step in shorten:
+        while len(_json(data)) >= MAX_BODY and step():
+            pass
+    return data
+
+
+def _sequence(number: int) -> str:
+    """Return a number as text that sorts as the number does (CloudEvents' sequence extension)."""
+    return f"{number:010d}"
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

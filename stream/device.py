@@ -1,0 +1,177 @@
+"""The thread that owns the device: forms batches across streams and reads their faces (DESIGN 3.9)."""
+
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from detectors.readings import FaceReading, Image
+from stream.clock import Clock
+from stream.frames import Applied, Dropped, Failed, SampledFrame, ScoredFrame
+
+logger = logging.getLogger(__name__)
+
+QUEUE_ITEMS = 512
+"""Bound of each queue. Frames are bounded far below it by the decoders' slots; the rest are markers of a few
+hundred bytes."""
+
+
+class Reader(Protocol):
+    """Reads faces: `detectors.reader.FaceReader`, or a test member that knows the truth."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def read(self, frames: Sequence[tuple[Image, Image]]) -> list[tuple[FaceReading, ...]]:
+        """Return the faces of each frame; a frame is (full-resolution picture, reduced picture)."""
+
+
+class Skipped:
+    """A sampled frame that was too old to be scored; its picture is released already."""
+
+    __slots__ = ("dropped", "frame")
+
+    def __init__(self, frame: SampledFrame, dropped: Dropped) -> None:
+        self.frame = frame
+        self.dropped = dropped
+
+
+Work = SampledFrame | Applied | Failed | Skipped
+Result = ScoredFrame | Applied | Failed | Skipped
+
+
+class Device:
+    """Takes work in order and gives results in the same order.
+
+    Owner of both queues. `offer` and `take` never block; the device thread blocks only on its own queues.
+    """
+
+    def __init__(self, reader: Reader, batch_frames: int, clock: Clock) -> None:
+        self._reader = reader
+        self._batch_frames = batch_frames
+        self._clock = clock
+        self._work: queue.Queue[tuple[Work, bool] | None] = queue.Queue(QUEUE_ITEMS)
+        self._results: queue.Queue[Result] = queue.Queue(QUEUE_ITEMS)
+        self._thread = threading.Thread(target=self._run, name="unmask-device", daemon=True)
+        self._last_output = clock.monotonic()
+        self._pending = 0
+        self._lock = threading.Lock()
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self._last_output = self._clock.monotonic()
+        self._thread.start()
+
+    def room(self) -> bool:
+        """Return whether `offer` has room for one decoder poll's worth of work."""
+        return self._work.qsize() < QUEUE_ITEMS // 2 and self._results.qsize() < QUEUE_ITEMS // 2
+
+    def offer(self, work: Work, late: bool) -> None:
+        """Queue work. Call only after `room()` said yes: the half of the queue left is the slack."""
+        with self._lock:
+            if self._pending == 0:
+                self._last_output = self._clock.monotonic()
+            self._pending += 1
+        self._work.put_nowait((work, late))
+
+    def take(self) -> list[Result]:
+        """Return what is finished, in order."""
+        results: list[Result] = []
+        while True:
+            try:
+                results.append(self._results.get_nowait())
+            except queue.Empty:
+                return results
+
+    def pending(self) -> int:
+        """Return how many pieces of work were offered and not yet finished."""
+        with self._lock:
+            return self._pending + self._results.qsize()
+
+    def stalled_for(self) -> float:
+        """Return for how many seconds there has been work and no output (DESIGN 3.9, a wedged stage)."""
+        with self._lock:
+            if self._pending == 0:
+                return 0.0
+            return self._clock.monotonic() - self._last_output
+
+    def stop(self, timeout: float) -> bool:
+        """Finish what was offered and end the thread; return whether it ended in time."""
+        try:
+            self._work.put(None, timeout=timeout)
+        except queue.Full:
+            return False
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:
+            logger.exception("device thread died")
+            self.error = error
+
+    def _step(self) -> bool:
+        item = self._work.get()
+        batch: list[tuple[SampledFrame, bool]] = []
+        while item is not None and isinstance(item[0], SampledFrame):
+            batch.append((item[0], item[1]))
+            if len(batch) >= self._batch_frames:
+                break
+            try:
+                item = self._work.get_nowait()
+            except queue.Empty:
+                self._score(batch)
+                return True
+        else:
+            self._score(batch)
+            if item is None:
+                return False
+            self._finish(item[0])
+            return True
+        self._score(batch)
+        return True
+
+    def _score(self, batch: Sequence[tuple[SampledFrame, bool]]) -> None:
+        if not batch:
+            return
+        try:
+            readings = self._reader.read([(frame.image, frame.small) for frame, _ in batch])
+            scored = [self._scored(*item, faces) for item, faces in zip(batch, readings, strict=True)]
+        finally:
+            for frame, _ in batch:
+                frame.release()
+        for result in scored:
+            self._finish(result)
+
+    def _scored(self, frame: SampledFrame, late: bool, faces: tuple[FaceReading, ...]) -> ScoredFrame:
+        height, width = frame.image.shape[:2]
+        return ScoredFrame(
+            stream=frame.meta.stream,
+            attachment=frame.meta.attachment,
+            epoch=frame.meta.epoch,
+            sequence=frame.meta.sequence,
+            offset=frame.offset,
+            pts=frame.pts,
+            media_us=frame.media_us,
+            capture_us=frame.meta.capture_us,
+            width=width,
+            height=height,
+            cut=frame.cut,
+            late=late,
+            faces=faces,
+            engine=self._reader.engine,
+            precision=self._reader.precision,
+        )
+
+    def _finish(self, result: Work | Result) -> None:
+        assert not isinstance(result, SampledFrame)
+        self._results.put(result)
+        with self._lock:
+            self._pending -= 1
+            self._last_output = self._clock.monotonic()

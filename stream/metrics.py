@@ -1,0 +1,73 @@
+"""What detect counts, in Prometheus' conventions (DESIGN 3.10). No label holds what a stranger controls."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""Seconds; finest around the second or two that a live chunk takes from receipt to score."""
+
+
+class Metrics:
+    """One registry per worker, so that several workers in one process (tests) do not collide."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.records = Counter(
+            "unmask_records_total", "Media records applied, by outcome", ["outcome"], registry=self.registry
+        )
+        self.frames = Counter(
+            "unmask_frames_total", "Frames, by what became of them", ["outcome"], registry=self.registry
+        )
+        self.drops = Counter(
+            "unmask_frames_dropped_total",
+            "Frames never scored, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.faces = Counter("unmask_faces_scored_total", "Faces scored", registry=self.registry)
+        self.events = Counter(
+            "unmask_alert_events_total",
+            "Events on the alerts topic, by type",
+            ["type"],
+            registry=self.registry,
+        )
+        self.dead_letters = Counter(
+            "unmask_dead_letters_total", "Records dead-lettered, by code", ["code"], registry=self.registry
+        )
+        self.commits = Counter("unmask_commits_total", "Transactions committed", registry=self.registry)
+        self.position_errors = Counter(
+            "unmask_position_errors_total", "Positions outside of what the log holds", registry=self.registry
+        )
+        self.clips_failed = Counter(
+            "unmask_clips_failed_total", "Evidence clips that could not be cut", registry=self.registry
+        )
+        self.evidence_bytes = Gauge(
+            "unmask_evidence_bytes", "Size of the evidence store", registry=self.registry
+        )
+        self.stream_up = Gauge(
+            "unmask_stream_up",
+            "1 while the feed's video is alive, by ticks",
+            ["stream"],
+            registry=self.registry,
+        )
+        self.newest_media = Gauge(
+            "unmask_newest_media_time_seconds",
+            "Heartbeat: newest media time that left the stage",
+            ["stage"],
+            registry=self.registry,
+        )
+        self.latency = Histogram(
+            "unmask_receipt_to_score_seconds",
+            "From receipt of a chunk's first packet to its scores, live feeds",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.alert_latency = Histogram(
+            "unmask_receipt_to_alert_seconds",
+            "From receipt of a chunk's first packet to the commit of an alert, live feeds",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+
+    def serve(self, port: int) -> None:
+        """Serve `/metrics` on loopback at `port` until the process ends."""
+        start_http_server(port, addr="127.0.0.1", registry=self.registry)

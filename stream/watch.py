@@ -1,0 +1,315 @@
+"""`unmask watch`: log, detect and table in this process, ingest and decoders as its children (DESIGN 1)."""
+
+import json
+import logging
+import random
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import av
+
+from stream.aggregate import StreamAggregate
+from stream.alerts import Publisher
+from stream.assemble import build_reader, data_folder, log_folder, open_log
+from stream.clock import Clock, Deadline, SystemClock
+from stream.config import Config
+from stream.console import Console, FeedView
+from stream.controls import FeedPhase
+from stream.errors import Code, UnmaskError
+from stream.evidence import EvidenceStore
+from stream.ingest import IngestSupervisor
+from stream.intake import FeedStatus, Last
+from stream.log import Log, TopicPartition
+from stream.metrics import Metrics
+from stream.records import SCHEMA, Kind, OutRecord, Record, Topic
+from stream.sources import Scheme, Source, parse_sources
+from stream.sqlite_log import SqliteLog
+from stream.states import read_states
+from stream.timeline import report
+from stream.topics import topic_name, topic_specs
+from stream.worker import Status, Worker
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+"""Between looks of the main loop at feeds, events and the worker."""
+
+LEASE_PATIENCE = 2.0
+"""Times `log.lease_s` that a second `watch` on the same folder waits before it says so and gives up: a lease
+of a process that was killed has expired by then."""
+
+OK, FAILED = 0, 1
+
+
+def watch(config: Config, texts: Sequence[str], json_mode: bool, console: Console) -> int:
+    """Watch the sources until all files are over or the user stops; return the exit code.
+
+    Raises `UnmaskError` for a wrong source, setting or weights, before anything is attached.
+    """
+    sources = parse_sources(texts)
+    with ExitStack() as stack:
+        session = Session(config, sources, console, SystemClock(), stack)
+        return session.run(pictures=not json_mode)
+
+
+class Session:
+    """One run of `watch`."""
+
+    def __init__(
+        self, config: Config, sources: Sequence[Source], console: Console, clock: Clock, stack: ExitStack
+    ) -> None:
+        self._config = config
+        self._sources = sources
+        self._console = console
+        self._clock = clock
+        assembly = build_reader(config)
+        self._log = open_log(config, clock)
+        stack.callback(self._log.close)
+        self._log.create_topics(topic_specs(config))
+        evidence = EvidenceStore(data_folder(config) / "evidence", clock)
+        metrics = Metrics()
+        if config.worker.metrics_port:
+            metrics.serve(config.worker.metrics_port)
+
+        def make_aggregate(stream: str) -> StreamAggregate:
+            return StreamAggregate(stream, config, assembly.calibration, assembly.provenance, evidence)
+
+        self._worker = Worker(
+            config,
+            self._log,
+            assembly.reader,
+            make_aggregate,
+            Publisher(config, assembly.provenance, clock),
+            evidence,
+            clock,
+            metrics,
+        )
+        self._thread = threading.Thread(target=self._work, name="unmask-detect", daemon=True)
+        factory = partial(SqliteLog, log_folder(config), config.log, SystemClock())
+        self._ingest = IngestSupervisor(config, factory, clock, random.Random())
+        self._events = Tail(self._log, topic_name(config, Topic.ALERTS))
+        self._scores_from = ends(self._log, topic_name(config, Topic.SCORES))
+        self._heard: list[dict[str, Any]] = []
+        self._lengths = {source.id: length_us(source) for source in sources}
+        self._rates: dict[str, Rate] = {}
+
+    def run(self, pictures: bool) -> int:
+        """Watch, stop in order, report."""
+        self._announce()
+        last = self._last()
+        self._thread.start()
+        try:
+            self._await_lease()
+            self._ingest.start(self._sources, last)
+            while not self._over():
+                self._look()
+                self._clock.sleep(LOOK_S)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._stop()
+        self._look()
+        self._console.summary([self._report(source, pictures) for source in self._sources])
+        return self._outcome()
+
+    def _announce(self) -> None:
+        """Write the sources to their topic, and take out what no longer is one."""
+        topic = topic_name(self._config, Topic.SOURCES)
+        wanted = {source.id: json.dumps(source.entry()).encode() for source in self._sources}
+        known = {record.key for record in everything(self._log, topic)}
+        with self._log.producer("watch") as producer:
+            for key in known | wanted.keys():
+                headers = {"schema": str(SCHEMA).encode()}
+                producer.send(OutRecord(topic, key, wanted.get(key), headers, self._clock.now_us()))
+            producer.flush(self._config.worker.shutdown_s)
+
+    def _last(self) -> dict[str, Last]:
+        """Return where earlier runs left the streams of these sources."""
+        topic, names = topic_name(self._config, Topic.STATE), {source.id for source in self._sources}
+        found = {}
+        for number in range(self._log.partitions(topic)):
+            for stream, state in read_states(self._log, TopicPartition(topic, number)).items():
+                if stream in names:
+                    found[stream] = Last(state["resume"]["attachment"], state["now_us"])
+        return found
+
+    def _work(self) -> None:
+        try:
+            self._worker.run()
+        except BaseException:
+            logger.debug("detect ended", exc_info=True)
+
+    def _await_lease(self) -> None:
+        """Wait until the log is ours, or say who has it."""
+        deadline = Deadline(LEASE_PATIENCE * self._config.log.lease_s, self._clock)
+        while not self._worker.assigned_once.wait(LOOK_S):
+            if self._worker.error is not None:
+                raise self._worker.error
+            if deadline.passed():
+                raise UnmaskError(
+                    Code.LOG_LEASE,
+                    f"another unmask is at work in {data_folder(self._config)}; stop it, or give this one a "
+                    "folder of its own with --set data_dir=FOLDER",
+                )
+
+    def _over(self) -> bool:
+        """Whether nothing more can come: the worker failed, or every source ended and all is applied."""
+        if self._worker.error is not None:
+            return True
+        if not self._ingest.finished():
+            return False
+        ended = {status.stream for status in self._worker.statuses if status.over and not status.in_hand}
+        return all(source.id in ended for source in self._sources)
+
+    def _look(self) -> None:
+        self._ingest.poll()
+        for event in self._events.new():
+            self._heard.append(event)
+            self._console.event(event)
+        feeds = self._ingest.statuses()
+        streams = {status.stream: status for status in self._worker.statuses}
+        self._console.update(
+            [self._view(source, feeds.get(source.id), streams.get(source.id)) for source in self._sources]
+        )
+
+    def _view(self, source: Source, feed: FeedStatus | None, stream: Status | None) -> FeedView:
+        media_us = stream.media_us if stream and stream.media_us else None
+        lag_s = None
+        if source.kind is Kind.LIVE and feed is not None and feed.capture_us is not None:
+            lag_s = max(0.0, (self._clock.now_us() - feed.capture_us) / 1e6)
+        rate = self._rates.setdefault(source.id, Rate(self._clock))
+        return FeedView(
+            stream=source.id,
+            state=feed.phase.value if feed else FeedPhase.CONNECTING.value,
+            media_us=media_us,
+            lag_s=lag_s,
+            fps=rate.per_second(stream.frames if stream else 0),
+            faces=stream.faces if stream else 0,
+            verdict=stream.verdict if stream else None,
+            reasons=stream.reasons if stream else (),
+            open_incident=stream.incident if stream else None,
+            error=feed.sentence if feed else None,
+            progress=self._progress(source, stream),
+            start_us=stream.start_us if stream else None,
+        )
+
+    def _progress(self, source: Source, stream: Status | None) -> float | None:
+        if source.kind is not Kind.FILE:
+            return None
+        if stream is None or stream.start_us is None:
+            return 0.0
+        if stream.over:
+            return 1.0
+        length = self._lengths[source.id]
+        return min(1.0, (stream.media_us - stream.start_us) / length) if length else 0.0
+
+    def _stop(self) -> None:
+        """End feeds, then detect, within one deadline; a second Ctrl-C does not break the order."""
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        terminated = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            deadline = Deadline(self._config.worker.shutdown_s, self._clock)
+            self._ingest.stop(Deadline(deadline.left() / 2, self._clock))
+            self._worker.drain(deadline, close_incidents=True)
+            self._thread.join(deadline.left() + 1.0)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            signal.signal(signal.SIGTERM, terminated)
+
+    def _report(self, source: Source, pictures: bool) -> Any:
+        picture = None
+        if pictures and source.kind is Kind.FILE:
+            folder = data_folder(self._config) / "timelines"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = folder / f"{source.id}.png"
+        scores = partial(self._scores, source.id)
+        return report(source.id, scores, self._heard, self._config.verdict, picture)
+
+    def _scores(self, stream: str) -> Iterator[dict[str, Any]]:
+        for partition, start in self._scores_from.items():
+            for record in self._log.read(partition, start):
+                if record.key == stream and record.value is not None:
+                    yield json.loads(record.value)
+
+    def _outcome(self) -> int:
+        if self._worker.error is not None:
+            raise UnmaskError(Code.STAGE_WEDGED, f"watching stopped: {self._worker.error}")
+        for feed in self._ingest.statuses().values():
+            if feed.phase is FeedPhase.ENDED and feed.code is not None:
+                raise UnmaskError(Code(feed.code), f"{feed.stream}: {feed.sentence}")
+        return OK
+
+
+class Rate:
+    """Counts per second, over the last few seconds."""
+
+    SPAN_S = 3.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._points: list[tuple[float, int]] = []
+
+    def per_second(self, count: int) -> float:
+        """Note the count as of now and return its rate."""
+        now = self._clock.monotonic()
+        self._points = [point for point in self._points if now - point[0] <= self.SPAN_S]
+        self._points.append((now, count))
+        passed = now - self._points[0][0]
+        return (count - self._points[0][1]) / passed if passed > 0 else 0.0
+
+
+class Tail:
+    """What is new in the alerts topic since it was opened, as structured CloudEvents."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        self._log = log
+        self._next = ends(log, topic)
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Yield the events committed since the last call."""
+        for partition, start in self._next.items():
+            for record in self._log.read(partition, start):
+                self._next[partition] = record.offset + 1
+                yield structured(record)
+
+
+def structured(record: Record) -> dict[str, Any]:
+    """Return an alert record (binary mode) as one JSON object."""
+    attributes = {
+        name.removeprefix("ce_"): value.decode()
+        for name, value in record.headers.items()
+        if name.startswith("ce_")
+    }
+    return {
+        **attributes,
+        "datacontenttype": "application/json",
+        "data": json.loads(record.value or b"null"),
+    }
+
+
+def ends(log: Log, topic: str) -> dict[TopicPartition, int]:
+    """Return the offset that the next record of each partition will get."""
+    partitions = [TopicPartition(topic, number) for number in range(log.partitions(topic))]
+    return {partition: log.end_offset(partition) for partition in partitions}
+
+
+def everything(log: Log, topic: str) -> Iterator[Record]:
+    """Yield all records of a topic, partition by partition."""
+    for number in range(log.partitions(topic)):
+        partition = TopicPartition(topic, number)
+        yield from log.read(partition, log.begin_offset(partition))
+
+
+def length_us(source: Source) -> int | None:
+    """Return the length of a file in microseconds, None if it does not tell."""
+    if source.scheme is not Scheme.FILE:
+        return None
+    try:
+        with av.open(source.address) as container:
+            return container.duration
+    except (av.error.FFmpegError, OSError):
+        return None

@@ -1,0 +1,208 @@
+"""Sliding windows over media time: the quality-weighted mean logit of a face and how much it rests on.
+
+Source: DESIGN 3.5; SCIENCE A (logits are averaged, not probabilities) and D (effective samples).
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from detectors.readings import FaceReading, Reason
+
+MICRO = 1_000_000
+
+CORRELATION_S = 1.0
+"""Time over which the errors of one face's logits are taken to fade to 1/e. Too few identities of video exist
+here to pool a measured autocorrelation (SCIENCE D), so this is a prudent default: however fast the sampling,
+ten seconds of one face count as about five independent looks."""
+
+LOGIT_DIGITS = 4
+"""Logits are rounded as they enter, so that state written as JSON is short and restores to the same sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One reading of one face. `weight` is its quality, 0..1; no `reasons` when good enough to decide on."""
+
+    media_us: int
+    fused: float
+    members: dict[str, float]
+    weight: float
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        return not self.reasons and self.weight > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a window says.
+
+    `logit` and `members` are quality-weighted means over the good samples (while none is good over all of
+    them alike, so that something can be reported; nothing is decided on those). `n_eff` >= 1 is the number of
+    independent samples they are worth, `spread` the variance of their logits. `span_us` lies between the
+    first and last good sample, `onset_us` is the first good sample that leans to manipulated (None: none
+    does). `reasons` are those of the samples that are not good, the most frequent first.
+    """
+
+    logit: float
+    members: dict[str, float]
+    n_eff: float
+    spread: float
+    samples: int
+    good: int
+    span_us: int
+    first_us: int
+    last_us: int
+    onset_us: int | None
+    reasons: tuple[Reason, ...]
+
+
+def sample_of(reading: FaceReading, media_us: int) -> Sample:
+    """Return a face's reading as a sample at `media_us`; a logit that is no number decides nothing."""
+    if not all(math.isfinite(logit) for logit in (reading.fused, *reading.logits.values())):
+        return Sample(media_us, 0.0, {}, 0.0, (*reading.quality.reasons, Reason.ATYPICAL))
+    return Sample(
+        media_us=media_us,
+        fused=round(reading.fused, LOGIT_DIGITS),
+        members={name: round(logit, LOGIT_DIGITS) for name, logit in reading.logits.items()},
+        weight=round(reading.quality.weight, LOGIT_DIGITS),
+        reasons=reading.quality.reasons,
+    )
+
+
+def pooled_sample(samples: Sequence[Sample]) -> Sample:
+    """Return all faces of one frame as one sample (at least one in, same media time).
+
+    A frame counts once whatever the number of faces, and an authentic face dilutes a manipulated one: the
+    stream's own window can only be slower to accuse than a track's.
+    """
+    kept = [sample for sample in samples if sample.good]
+    reasons = () if kept else _most_frequent(samples)
+    kept = kept or list(samples)
+    weight = sum(sample.weight for sample in kept)
+    return Sample(
+        media_us=samples[0].media_us,
+        fused=round(_mean((sample.fused, sample.weight) for sample in kept), LOGIT_DIGITS),
+        members={
+            name: round(_mean((sample.members[name], sample.weight) for sample in kept), LOGIT_DIGITS)
+            for name in _common_members(kept)
+        },
+        weight=round(weight / len(kept), LOGIT_DIGITS),
+        reasons=reasons,
+    )
+
+
+def effective_samples(times_us: Sequence[int], weights: Sequence[float], correlation_s: float) -> float:
+    """Return how many independent samples a weighted mean is worth, from 1 to len(weights).
+
+    (sum w)^2 / sum_ij w_i w_j rho(|t_i - t_j|) with rho(t) = exp(-t / correlation_s): SCIENCE D's
+    (sum w)^2 / sum w^2 over 1 + 2 sum_k (1 - k/n) rho_k, but for any spacing, since sampling speeds up on
+    suspicion. Times ascend; weights are > 0. Linear in the number of samples.
+    """
+    if not weights:
+        return 0.0
+    diagonal = sum(weight * weight for weight in weights)
+    cross = carried = 0.0
+    for index in range(1, len(weights)):
+        step_s = (times_us[index] - times_us[index - 1]) / MICRO
+        carried = math.exp(-step_s / correlation_s) * (carried + weights[index - 1])
+        cross += weights[index] * carried
+    return max(1.0, sum(weights) ** 2 / (diagonal + 2.0 * cross))
+
+
+def estimate(samples: Sequence[Sample], correlation_s: float = CORRELATION_S) -> Estimate | None:
+    """Return what `samples` (ascending in time) say together, None if there are none."""
+    if not samples:
+        return None
+    good = [sample for sample in samples if sample.good]
+    kept = good or [replace(sample, weight=1.0) for sample in samples]
+    logit = _mean((sample.fused, sample.weight) for sample in kept)
+    leaning = (sample.media_us for sample in good if sample.fused > 0)
+    return Estimate(
+        logit=logit,
+        members={
+            name: _mean((sample.members[name], sample.weight) for sample in kept)
+            for name in _common_members(kept)
+        },
+        n_eff=effective_samples(
+            [sample.media_us for sample in kept], [sample.weight for sample in kept], correlation_s
+        ),
+        spread=_mean(((sample.fused - logit) ** 2, sample.weight) for sample in kept),
+        samples=len(samples),
+        good=len(good),
+        span_us=good[-1].media_us - good[0].media_us if good else 0,
+        first_us=samples[0].media_us,
+        last_us=samples[-1].media_us,
+        onset_us=next(leaning, None),
+        reasons=_most_frequent(samples),
+    )
+
+
+class Window:
+    """The samples of the last `length_us` of media time: those in (now - length_us, now]."""
+
+    def __init__(self, length_us: int) -> None:
+        self._length_us = length_us
+        self._samples: deque[Sample] = deque()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(self._samples)
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample and forget what it pushes out. Raises `ValueError` if it is older than the last."""
+        if self._samples and sample.media_us < self._samples[-1].media_us:
+            raise ValueError(
+                f"sample at {sample.media_us} us is older than the last at {self._samples[-1].media_us} us; "
+                "samples must come in the order of media time"
+            )
+        self._samples.append(sample)
+        self.evict(sample.media_us)
+
+    def evict(self, now_us: int) -> None:
+        """Forget samples that are `length_us` old or older at media time `now_us`."""
+        while self._samples and self._samples[0].media_us <= now_us - self._length_us:
+            self._samples.popleft()
+
+    def clear(self) -> None:
+        self._samples.clear()
+
+    def estimate(self) -> Estimate | None:
+        return estimate(self._samples)
+
+    def state(self) -> list[list[Any]]:
+        """Return the samples as JSON: one row each."""
+        return [
+            [s.media_us, s.fused, s.weight, s.members, [reason.value for reason in s.reasons]]
+            for s in self._samples
+        ]
+
+    def restore(self, rows: Iterable[Sequence[Any]]) -> None:
+        self._samples = deque(
+            Sample(media_us, fused, dict(members), weight, tuple(Reason(reason) for reason in reasons))
+            for media_us, fused, weight, members, reasons in rows
+        )
+
+
+def _mean(pairs: Iterable[tuple[float, float]]) -> float:
+    total = weight_sum = 0.0
+    for value, weight in pairs:
+        total += value * weight
+        weight_sum += weight
+    return total / weight_sum if weight_sum else 0.0
+
+
+def _common_members(samples: Sequence[Sample]) -> list[str]:
+    return [name for name in samples[0].members if all(name in sample.members for sample in samples)]
+
+
+def _most_frequent(samples: Iterable[Sample]) -> tuple[Reason, ...]:
+    counts = Counter(reason for sample in samples for reason in sample.reasons)
+    order = list(Reason)
+    return tuple(sorted(counts, key=lambda reason: (-counts[reason], order.index(reason))))

@@ -1,0 +1,206 @@
+"""Loading members, refusing tampered ones, scoring crops; and the shipped member itself."""
+
+import json
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detectors.backbones import FaceNetwork
+from detectors.calibration import Calibration, CalibrationKind, Scale
+from detectors.crops import CropKind, CropPolicy
+from detectors.members import (
+    DEFAULT_MEMBER,
+    MemberError,
+    MisshapenWeightsError,
+    TamperedWeightsError,
+    UnknownMemberError,
+    crop_logits,
+    file_sha256,
+    list_members,
+    load_member,
+    score_crop,
+    score_crops,
+)
+from detectors.readings import Image
+from detectors.training.export import export_member
+from detectors.training.recipe import Recipe
+
+TINY = Recipe(
+    name="tiny",
+    version="3",
+    backbone="test_efficientnet",
+    attention_block=1,
+    dropout=0.0,
+    crop=CropPolicy(CropKind.TIGHT, size=32, side=0.8),
+    seed=1,
+    epochs=1,
+    budget_minutes=None,
+    pairs=1,
+    blend_pairs=0,
+    authentic=(),
+    learning_rate=1e-3,
+    warmup=0.1,
+    weight_decay=0.0,
+    label_smoothing=0.0,
+    pair_weight=0.0,
+    ema_decay=0.9,
+)
+CALIBRATION = Calibration(CalibrationKind.SHIPPED, (Scale(1, 2.0, -0.5),), tau=0.5, sigma=0.5, data="made up")
+
+
+@pytest.fixture
+def network() -> FaceNetwork:
+    torch.manual_seed(2)
+    return FaceNetwork(TINY.architecture()).eval()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, network: FaceNetwork) -> Path:
+    export_member(tmp_path / "tiny", network.state_dict(), TINY, CALIBRATION, {"licence": "Apache-2.0"})
+    return tmp_path / "tiny"
+
+
+def faces(count: int, size: int = 40) -> list[Image]:
+    rng = np.random.default_rng(3)
+    return [rng.integers(256, size=(size, size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def rewrite(directory: Path, change: dict[str, torch.Tensor | None]) -> None:
+    """Changes tensors and makes the recorded hash fit, so that only the shapes are wrong."""
+    path = directory / "weights.safetensors"
+    tensors = load_file(path)
+    for name, tensor in change.items():
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, path)
+    record = json.loads((directory / "member.json").read_text()) | {"sha256": file_sha256(path)}
+    (directory / "member.json").write_text(json.dumps(record))
+
+
+def test_comes_back_as_it_was_written(directory: Path, network: FaceNetwork) -> None:
+    member = load_member(directory)
+    assert (member.name, member.version, member.licence) == ("tiny", "3", "Apache-2.0")
+    assert member.policy == TINY.crop
+    assert member.sha256 == file_sha256(directory / "weights.safetensors")
+    assert member.calibration.kind is CalibrationKind.SHIPPED
+    assert not member.module.training
+    batch = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(member.module(batch)[0], network(batch)[0], atol=1e-2, rtol=1e-2)
+
+
+def test_weights_are_half_as_wide_on_disk_and_float32_in_memory(directory: Path) -> None:
+    stored = load_file(directory / "weights.safetensors")
+    assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.float16}
+    assert {p.dtype for p in load_member(directory).module.parameters()} == {torch.float32}
+
+
+def test_one_flipped_bit_is_refused_with_both_hashes(directory: Path) -> None:
+    path = directory / "weights.safetensors"
+    expected = file_sha256(path)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TamperedWeightsError) as caught:
+        load_member(directory)
+    assert caught.value.expected == expected
+    assert caught.value.found == file_sha256(path)
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_missing_weights_are_refused(directory: Path) -> None:
+    (directory / "weights.safetensors").unlink()
+    with pytest.raises(MemberError, match=r"weights\.safetensors"):
+        load_member(directory)
+
+
+def test_tensors_that_do_not_fit_are_named(directory: Path) -> None:
+    rewrite(
+        directory,
+        {"attention.conv.bias": None, "stray": torch.zeros(1), "net.classifier.weight": torch.zeros(2, 7)},
+    )
+    with pytest.raises(MisshapenWeightsError) as caught:
+        load_member(directory)
+    assert caught.value.missing == ["attention.conv.bias"]
+    assert caught.value.unexpected == ["stray"]
+    assert "net.classifier.weight (2, 7)" in str(caught.value)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(directory: Path) -> None:
+    rewrite(directory, {"attention.conv.bias": torch.tensor([float("nan")])})
+    with pytest.raises(MemberError, match=r"attention\.conv\.bias"):
+        load_member(directory)
+
+
+def test_garbage_with_the_right_hash_is_refused(directory: Path) -> None:
+    path = directory / "weights.safetensors"
+    path.write_bytes(b"no tensors here")
+    record = json.loads((directory / "member.json").read_text()) | {"sha256": file_sha256(path)}
+    (directory / "member.json").write_text(json.dumps(record))
+    with pytest.raises(MemberError, match="not a safetensors file"):
+        load_member(directory)
+
+
+def test_a_broken_record_is_refused(directory: Path) -> None:
+    (directory / "member.json").write_text("{}")
+    with pytest.raises(MemberError, match="schema 1"):
+        load_member(directory)
+
+
+def test_a_record_without_crop_policy_is_refused(directory: Path) -> None:
+    record = json.loads((directory / "member.json").read_text())
+    del record["crop"]
+    (directory / "member.json").write_text(json.dumps(record))
+    with pytest.raises(MemberError, match="crop"):
+        load_member(directory)
+
+
+def test_an_unknown_name_lists_those_known() -> None:
+    with pytest.raises(UnknownMemberError, match=r"'nobody'.*one of: .*"):
+        load_member("nobody")
+
+
+def test_without_a_calibration_the_member_says_so(directory: Path) -> None:
+    (directory / "calibration.json").unlink()
+    assert load_member(directory).calibration.kind is CalibrationKind.NONE
+
+
+def test_scores_carry_the_calibration(directory: Path) -> None:
+    member = load_member(directory)
+    image = faces(1)[0]
+    scored = score_crop(image, member)
+    assert scored.logit == pytest.approx(float(crop_logits([image], member)[0]))
+    assert scored.probability == pytest.approx(CALIBRATION.probability(scored.logit))
+    assert scored.interval == pytest.approx(CALIBRATION.interval(scored.logit))
+
+
+def test_a_batch_scores_as_its_faces_do_one_by_one(directory: Path) -> None:
+    member = load_member(directory)
+    images = [*faces(33), *faces(2, size=70)]
+    together = [scored.logit for scored in score_crops(images, member)]
+    alone = [score_crop(image, member).logit for image in images]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert score_crops([], member) == []
+
+
+def test_the_shipped_member_loads_and_is_small_enough_to_ship() -> None:
+    assert DEFAULT_MEMBER in list_members()
+    member = load_member(DEFAULT_MEMBER)
+    assert member.calibration.kind is CalibrationKind.SHIPPED
+    weights = Path(__file__).parents[2] / "detectors" / "weights" / DEFAULT_MEMBER / "weights.safetensors"
+    assert weights.stat().st_size < 10_000_000
+    card = Path(__file__).parents[2] / member.record["card"]
+    assert member.sha256 in card.read_text()
+
+
+def test_the_shipped_member_does_not_accuse_an_authentic_portrait() -> None:
+    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    scored = score_crop(np.ascontiguousarray(picture[95:255, 190:350]))
+    assert scored.interval[0] < 0.5

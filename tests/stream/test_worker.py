@@ -1,0 +1,138 @@
+"""Detect from chunks to incidents, over the embedded log, with a member that knows the truth."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stream.config import LogSettings
+from stream.records import Kind, Topic
+from tests.stream.detecting import Detect, chunked, kinds
+from tests.stream.marker import write_clip
+
+START_US = 1_700_000_000_000_000
+SECOND = 1_000_000
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 s: authentic, manipulated from 6 to 14 s, authentic, nobody from 20 to 22 s, authentic."""
+    return write_clip(tmp_path_factory.mktemp("clips") / "planted.mp4", 24, [(6, 14)], [(20, 22)])
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "calm.mp4", 10)
+
+
+def detect(folder: Path, *clips: tuple[str, Path], commit_ms: int = 500) -> Detect:
+    """Return a data folder with the clips in its media topic."""
+    made = Detect(folder, log=LogSettings(commit_ms=commit_ms))
+    for number, (stream, clip) in enumerate(clips):
+        made.list_source(stream)
+        made.write(chunked(clip, stream, START_US), partition=number % 2)
+    return made
+
+
+def test_a_planted_stretch_becomes_one_incident_with_evidence(tmp_path: Path, planted: Path) -> None:
+    made = detect(tmp_path, ("a", planted))
+    made.run()
+    alerts = made.alerts()
+    assert kinds(alerts)[0] == "incident.opened"
+    assert kinds(alerts).count("incident.opened") == kinds(alerts).count("incident.closed") == 1
+    assert [alert["id"].rpartition(".")[2] for alert in alerts] == [str(n) for n in range(1, len(alerts) + 1)]
+    opened = alerts[0]["data"]
+    assert START_US + 6 * SECOND <= opened["first_media_us"] <= START_US + 9 * SECOND
+    assert any(item["ref"].startswith("evidence://") for item in opened["evidence"])
+    clips = [item for alert in alerts for item in alert["data"]["evidence"] if item["kind"] == "clip"]
+    assert clips
+    assert made.evidence.path(clips[0]["ref"]).suffix == ".mp4"
+
+
+def test_every_sampled_frame_is_accounted_for(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("a", calm))
+    made.run()
+    times = [frame["media_us"] for frame in made.frames("a")]
+    assert times == [START_US + frame * SECOND // 25 for n in range(20) for frame in [-(-n * 25 // 2)]]
+    assert made.alerts() == []
+
+
+def test_streams_of_one_partition_and_of_others_do_not_disturb_each_other(
+    tmp_path: Path, calm: Path, planted: Path
+) -> None:
+    alone = detect(tmp_path / "alone", ("b", planted))
+    alone.run()
+    together = detect(tmp_path / "together", ("a", calm), ("b", planted), ("c", calm), ("d", calm))
+    together.run()
+    assert together.frames("b") == alone.frames("b")
+    assert [alert["subject"] for alert in together.alerts()] == ["b"] * len(alone.alerts())
+
+
+def test_any_restart_point_gives_the_same_scores_and_incidents(tmp_path: Path, planted: Path) -> None:
+    whole = detect(tmp_path / "whole", ("a", planted))
+    whole.run()
+    expected = whole.alerts()
+    rng = random.Random(41)
+    broken = detect(tmp_path / "broken", ("a", planted), commit_ms=20)
+    killed = 0
+    for _ in range(12):
+        killed += broken.run_killed(after_commits=rng.randrange(0, 3))
+    broken.run()
+    assert killed >= 6
+    assert broken.frames("a") == whole.frames("a")
+    assert [told(alert) for alert in broken.alerts()] == [told(alert) for alert in expected]
+
+
+def told(alert: dict[str, object]) -> str:
+    """Return what an alert says, without when it was said and what the clock read."""
+    data = {key: value for key, value in dict(alert["data"]).items() if "latency" not in key}  # type: ignore[call-overload]
+    return json.dumps({"id": alert["id"], "type": alert["type"], "data": data}, sort_keys=True)
+
+
+def test_an_incident_left_open_by_a_stopped_worker_is_closed_by_the_next(
+    tmp_path: Path, planted: Path
+) -> None:
+    made = detect(tmp_path, ("a", planted))
+    made.run(until=lambda d: "incident.opened" in kinds(d.alerts()))
+    first = kinds(made.alerts())
+    made.run()
+    assert kinds(made.alerts()).count("incident.opened") == 1
+    assert kinds(made.alerts())[-1] != "incident.opened"
+    assert first[0] == "incident.opened"
+    assert len({alert["id"].rpartition(".")[0] for alert in made.alerts()}) == 1
+
+
+def test_a_stream_nobody_listed_is_dead_lettered(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path)
+    made.write(chunked(calm, "stranger", START_US)[:3])
+    made.run()
+    assert [record.headers["dead_code"] for record in made.dead()] == [b"chunk_invalid"] * 3
+    assert made.frames("stranger") == []
+
+
+def test_a_damaged_chunk_is_dead_lettered_and_the_rest_goes_on(tmp_path: Path, planted: Path) -> None:
+    made = Detect(tmp_path)
+    made.list_source("a")
+    chunks = chunked(planted, "a", START_US)
+    meta, value = chunks[5]
+    chunks[5] = (meta, b"\0" * len(value))
+    made.write(chunks)
+    made.run()
+    assert made.dead()[-1].headers["dead_culprit"] == b"1"
+    assert made.dead()[-1].headers["sequence"] == b"5"
+    assert "incident.opened" in kinds(made.alerts())
+    values = made.values(Topic.SCORES)
+    assert any(value["type"] == "dropped" and value["reason"] == "CORRUPT" for value in values)
+
+
+def test_what_is_too_old_is_skipped_and_counted(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path)
+    made.list_source("a")
+    live = [(replace(meta, kind=Kind.LIVE), value) for meta, value in chunked(calm, "a", START_US)]
+    made.write(live)
+    made.run()
+    dropped = [value for value in made.values(Topic.SCORES) if value["type"] == "dropped"]
+    assert made.frames("a") == []
+    assert sum(value["frames"] for value in dropped if value["reason"] == "STALE") == 20
