@@ -14,7 +14,7 @@ from stream import alerts
 from stream.alerts import Provenance
 from stream.config import Config
 from stream.controls import End, Gap, Tick, from_body
-from stream.errors import UnmaskError
+from stream.errors import Code, UnmaskError
 from stream.evidence import ChunkIndex, EvidenceStore, overlay, png
 from stream.feeds import Feed, FeedState
 from stream.frames import Applied, Dropped, Failed, ResumePoint, SampledFrame, ScoredFrame
@@ -364,7 +364,16 @@ class StreamAggregate:
         }
 
     def restore(self, state: Mapping[str, Any]) -> Self:
-        """Go on from a `state()` that may have been through JSON, and return the aggregate itself."""
+        """Go on from a `state()` that may have been through JSON, and return the aggregate itself.
+
+        Raises `UnmaskError` (SCHEMA) for the state of another version.
+        """
+        if state.get("schema") != SCHEMA:
+            raise UnmaskError(
+                Code.SCHEMA,
+                f"state of stream {self.stream} has schema {state.get('schema')!r}; "
+                f"this version of Unmask reads schema {SCHEMA} only",
+            )
         self._resume = ResumePoint(**state["resume"])
         self._applied, self._decode_from = state["applied"], state["decode_from"]
         self._kind = Kind(state["kind"])

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urljoin
 
 import av
 import av.error
@@ -131,11 +132,11 @@ class Attachment:
             options |= HTTP_FILE_OPTIONS
         try:
             self._opened = av.open(_plain_address(source), "r", options=options, timeout=timeouts)
-        except av.error.InvalidDataError:
-            self._refuse_drm_playlist()
+        except (av.error.InvalidDataError, EOFError):
+            self._refuse_protected()
             raise
         if "hls" in self._opened.format.name:
-            self._refuse_drm_playlist()
+            self._refuse_protected()
         return self._opened
 
     def _open_reader(self) -> ByteReader | None:
@@ -229,11 +230,14 @@ class Attachment:
             return f"video of an unknown codec in {self._container.format.name}"
         return f"{context.width}x{context.height} {context.name} in {self._container.format.name}"
 
-    def _refuse_drm_playlist(self) -> None:
-        """Raise SOURCE_DRM if an HLS playlist names a content protection system."""
-        text = self._fetch(self._source.address)
-        if not text.startswith("#EXTM3U"):
+    def _refuse_protected(self) -> None:
+        """Raise SOURCE_DRM if an HLS playlist, or the first it refers to, names a protection system."""
+        if self._source.scheme is not Scheme.HTTP:
             return
+        text = self._fetch(self._source.address)
+        variant = first_variant(text)
+        if variant is not None and drm_system(text) is None:
+            text = self._fetch(urljoin(self._source.address, variant))
         system = drm_system(text)
         if system is not None:
             raise UnmaskError(
@@ -285,6 +289,17 @@ def _variant(videos: list[VideoStream], min_lines: int) -> VideoStream:
     if enough:
         return min(enough, key=lambda video: video.height)
     return max(videos, key=lambda video: video.height)
+
+
+def first_variant(playlist: str) -> str | None:
+    """Return the address of the first media playlist that a master playlist names, None if it is none."""
+    lines = iter(playlist.splitlines())
+    for line in lines:
+        if line.startswith("#EXT-X-STREAM-INF"):
+            return next(
+                (following for following in lines if following and not following.startswith("#")), None
+            )
+    return None
 
 
 def drm_system(playlist: str) -> str | None:

@@ -234,6 +234,7 @@ class TableConsole:
         self._terminal.print(Text(f"{datetime.now(UTC):%H:%M:%SZ} {line}", style=style))
 
     def summary(self, summaries: Sequence[Summary]) -> None:
+        self._stop()
         for line in summary_lines(summaries):
             self._terminal.print(Text(line))
 
@@ -246,6 +247,9 @@ class TableConsole:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         during = sys.stderr
         self._live.stop()
         _move_log(during, sys.stderr)

@@ -155,5 +155,23 @@ def bootstrap(
     return Interval(value, float(low), float(high))
 
 
+def share(hit: Truth, among: Truth, groups: Sequence[str], rng: np.random.Generator) -> Interval:
+    """Return the share of `hit` among `among` with its bootstrap interval over groups.
+
+    None or all of them hit: no draw could differ, so the open end is the rule of three over the groups that
+    are there (SCIENCE D: zero alarms in n trials claim no better than 3/n).
+    """
+
+    def figure(index: NDArray[np.intp]) -> float | None:
+        chosen = among[index]
+        return float(np.mean(hit[index][chosen])) if chosen.any() else None
+
+    found = bootstrap(figure, groups, rng)
+    if found.value not in (0.0, 1.0):
+        return found
+    reach = min(1.0, 3 / len({group for group, counts in zip(groups, among, strict=True) if counts}))
+    return Interval(0.0, 0.0, reach) if found.value == 0.0 else Interval(1.0, 1 - reach, 1.0)
+
+
 def has_both(truth: Truth) -> bool:
     return bool(truth.any()) and not bool(truth.all())

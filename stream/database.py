@@ -221,7 +221,9 @@ def translated(path: Path) -> Iterator[None]:
         raise  # a bug of ours, not a state of the file
     except sqlite3.Error as error:
         # SQLITE_IOERR_SHMSIZE: the shared index of the WAL could not grow, for want of space.
-        full = error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+        # Errors that the module raises by itself carry no code.
+        code = getattr(error, "sqlite_errorcode", 0)
+        full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
         raise _failure(path, str(error), full) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -372,7 +372,7 @@ class StreamDecoder:
         except av.FFmpegError as error:
             if run.packets <= run.strict_after:
                 return
-            self._failed_start(run)
+            self._failed_start(run, meta.stream)
             self._spoil()
             self._error = str(error)
             return
@@ -405,7 +405,7 @@ class StreamDecoder:
     def _waiting_reason(self) -> DropReason:
         return DropReason.CORRUPT if self._phase is Phase.CORRUPT else DropReason.WARMUP
 
-    def _failed_start(self, run: _Run) -> None:
+    def _failed_start(self, run: _Run, stream: str) -> None:
         assert self._epoch is not None
         if run.packets > 1 or not self._epoch.strict:
             return
@@ -416,7 +416,7 @@ class StreamDecoder:
         self.counts.lenient += 1
         logger.warning(
             "%s: %d keyframes in a row violate their standard; errors are concealed from now on",
-            self._epoch.key[0],
+            stream,
             LENIENT_AFTER,
         )
 

@@ -64,8 +64,8 @@ SCRIPT = (
     Part(Stretch.MANIPULATED, 10, 18, ((205, 230, 380), (215, 225, 400))),
     Part(Stretch.AUTHENTIC, 18, 24, ((305, 225, 400), (295, 235, 420))),
 )
-"""Each part begins with a cut to another framing, as edited footage does. Eight planted seconds are longer than a
-glimpse and shorter than the window."""
+"""Each part begins with a cut to another framing, as edited footage does. Eight planted seconds are longer
+than a glimpse and shorter than the window."""
 
 RECORD_EVERY_S = 1.0
 """The timeline of so short a clip wants more than the usual record every ten seconds."""

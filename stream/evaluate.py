@@ -28,6 +28,7 @@ from stream.curves import (
     precision_recall_curve,
     risk_coverage_curve,
     roc_curve,
+    share,
 )
 from stream.errors import Code, UnmaskError
 
@@ -145,9 +146,9 @@ def summarise(items: Sequence[Item], results: Sequence[Mapping[str, Any]], opera
         equal_error_rate=interval(lambda index: equal_error_rate(truth[index], scores[index])),
         operating_point=operating_point,
         confusion=confusion(truth, scores >= operating_point),
-        coverage=interval(lambda index: float(np.mean(decided[index]))),
-        recall_of_decided=interval(lambda index: _share(accused[index], (decided & truth)[index])),
-        false_positives_of_decided=interval(lambda index: _share(accused[index], (decided & ~truth)[index])),
+        coverage=share(decided, np.ones_like(decided), groups, rng),
+        recall_of_decided=share(accused, decided & truth, groups, rng),
+        false_positives_of_decided=share(accused, decided & ~truth, groups, rng),
         aurc=interval(lambda index: area_under_risk(truth[index], scores[index])),
     )
 
@@ -155,10 +156,6 @@ def summarise(items: Sequence[Item], results: Sequence[Mapping[str, Any]], opera
 def _probability(result: Mapping[str, Any]) -> float:
     value = result["probability"]
     return UNDECIDED if value is None else float(value)
-
-
-def _share(hit: Truth, among: Truth) -> float | None:
-    return float(np.mean(hit[among])) if among.any() else None
 
 
 def write_report(

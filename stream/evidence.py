@@ -205,7 +205,9 @@ class ChunkIndex:
         self._entries: list[tuple[int, int, str, int]] = []
 
     def add(self, offset: int, media_us: int, attachment: str, epoch: int) -> None:
-        """Note that the record at `offset` starts on a keyframe shown at `media_us`."""
+        """Note that the record at `offset` starts on a keyframe at `media_us`, unless that steps back."""
+        if self._entries and media_us < self._entries[-1][1]:
+            return
         self._entries.append((offset, media_us, attachment, epoch))
         oldest = media_us - self._keep_us
         while len(self._entries) > 1 and self._entries[1][1] <= oldest:

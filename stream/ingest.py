@@ -116,6 +116,8 @@ class ReadAhead:
         self._limit = limit
         self._sizes: deque[int] = deque()
         self._ahead = 0
+        self._first = self._read_up_to()
+        self._forgotten = 0
 
     def sent(self, size: int) -> None:
         self._sizes.append(size)
@@ -128,12 +130,20 @@ class ReadAhead:
         return self._limit - self._ahead
 
     def _forget_read(self) -> None:
-        """At most as many of our records are unread as the partition has unread ones in all."""
-        begin = self._log.begin_offset(self._partition)
-        position = self._log.group_position(self._group, self._partition)
-        unread = self._log.end_offset(self._partition) - max(begin, position or 0)
-        while len(self._sizes) > unread:
+        """Forget what must have been read by now.
+
+        At most as many of our records are unread as the partition has unread ones in all; and at most as
+        many are read as the group has advanced (what is on its way into the log is not counted in it yet).
+        """
+        read = self._read_up_to()
+        unread = self._log.end_offset(self._partition) - read
+        while len(self._sizes) > unread and self._forgotten < read - self._first:
             self._ahead -= self._sizes.popleft()
+            self._forgotten += 1
+
+    def _read_up_to(self) -> int:
+        position = self._log.group_position(self._group, self._partition)
+        return max(self._log.begin_offset(self._partition), position or 0)
 
 
 class Shard:

@@ -108,7 +108,8 @@ class Consumer(Protocol):
         give nothing but stay ours. A member that lost its partitions is told by `Listener.lost` and waits
         to get some again. Raises `UnmaskError` (LOG_FENCED) when membership is lost for good and
         `PositionError` when a position lies outside of what the log still holds or its record is damaged;
-        it is raised again until the caller seeks or pauses the partition.
+        it is raised again until the caller seeks or pauses the partition. (LOG_FULL, LOG_UNUSABLE): the log
+        itself cannot be used now.
         """
 
     def assignment(self) -> frozenset[TopicPartition]: ...

@@ -37,8 +37,9 @@ HISTORY = ACTIVITY + 1
 
 CALM, GAIN, HIGHEST = 0.2, 6.0, 0.42
 """A cut is a distance above min(CALM + GAIN * activity, HIGHEST). Measured at this thumbnail size on ten
-clips of talking heads: at most 0.07 between neighbours of calm clips and 0.36 in a shaken one, at least 0.43
-between clips."""
+clips of talking heads: at most 0.08 between neighbours of calm clips and 0.35 in a shaken one; of 650 splices
+of clips, many of the same people in the same rooms, 619 are found. A lower CALM would take flashes that burn
+out half of the picture for cuts; a higher one misses cuts, which mixes people up and costs more."""
 
 FLAT = 5.0
 """Grey levels of standard deviation below which a thumbnail (black, white, fog) has nothing to compare."""

@@ -28,9 +28,10 @@ PAGE_RECORDS = 200
 class SqliteLog:
     """The log in `directory` (made if missing), implementing `stream.log.Log`. Any thread may use it.
 
-    Several processes may open one directory; each opens its own. `clock` gives time of appending (for
-    retention), lease expiry and the waits of `poll`. Raises `UnmaskError` (LOG_UNUSABLE) if the directory is
-    on a remote file system or holds something else, (LOG_FULL) if there is no space.
+    Several processes may open one directory; each opens its own, and none is carried over a fork. A process
+    stopped in the middle of a write holds up all others' until it goes on or dies. `clock` gives time of
+    appending (for retention), lease expiry and the waits of `poll`. Raises `UnmaskError` (LOG_UNUSABLE) if
+    the directory is on a remote file system or holds something else, (LOG_FULL) if there is no space.
     """
 
     def __init__(self, directory: Path, settings: LogSettings, clock: Clock) -> None:

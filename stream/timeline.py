@@ -135,7 +135,6 @@ class Timeline:
                 self._gaps.append((record["first_us"], record["last_us"]))
                 _thin(self._gaps)
             case "verdict":
-                self._reach(record["media_us"])
                 interval = _interval(record)
                 self._said.append(
                     Said(record["media_us"], record["verdict"], record["probability"], interval)
@@ -187,7 +186,7 @@ class Timeline:
         self.last_us = max(self.last_us, media_us)
 
     def _at(self, media_us: int) -> float:
-        return (media_us - self.first_us) / MICRO
+        return max(0, media_us - self.first_us) / MICRO
 
     def _draw_looks(self, axes: Any) -> None:
         times = [self._at(media_us) for media_us, _ in self._looks]

@@ -5,7 +5,7 @@ import logging
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.1
 """Between looks of the main loop at feeds, events and the worker."""
 
+FILE_RECORD_S = 1.0
+"""Between verdict records of files: their timeline is looked at whole, and there are no years of them."""
+
 LEASE_PATIENCE = 2.0
 """Times `log.lease_s` that a second `watch` on the same folder waits before it says so and gives up: a lease
 of a process that was killed has expired by then."""
@@ -51,6 +54,9 @@ def watch(config: Config, texts: Sequence[str], json_mode: bool, console: Consol
     Raises `UnmaskError` for a wrong source, setting or weights, before anything is attached.
     """
     sources = parse_sources(texts)
+    if all(source.kind is Kind.FILE for source in sources):
+        often = config.verdict.model_copy(update={"record_every_s": FILE_RECORD_S})
+        config = config.model_copy(update={"verdict": often})
     with ExitStack() as stack:
         session = Session(config, sources, console, SystemClock(), stack)
         return session.run(pictures=not json_mode)
@@ -92,19 +98,18 @@ class Session:
         factory = partial(SqliteLog, log_folder(config), config.log, SystemClock())
         self._ingest = IngestSupervisor(config, factory, clock, random.Random())
         self._events = Tail(self._log, topic_name(config, Topic.ALERTS))
+        self._alerts_from = ends(self._log, topic_name(config, Topic.ALERTS))
         self._scores_from = ends(self._log, topic_name(config, Topic.SCORES))
-        self._heard: list[dict[str, Any]] = []
         self._lengths = {source.id: length_us(source) for source in sources}
         self._rates: dict[str, Rate] = {}
 
     def run(self, pictures: bool) -> int:
         """Watch, stop in order, report."""
-        self._announce()
-        last = self._last()
         self._thread.start()
         try:
             self._await_lease()
-            self._ingest.start(self._sources, last)
+            self._announce()
+            self._ingest.start(self._sources, self._last())
             while not self._over():
                 self._look()
                 self._clock.sleep(LOOK_S)
@@ -162,13 +167,13 @@ class Session:
             return True
         if not self._ingest.finished():
             return False
-        ended = {status.stream for status in self._worker.statuses if status.over and not status.in_hand}
-        return all(source.id in ended for source in self._sources)
+        written = {stream: feed.last.attachment for stream, feed in self._ingest.statuses().items()}
+        applied = {status.stream: status.ended for status in self._worker.statuses if not status.in_hand}
+        return all(applied.get(source.id) == written.get(source.id) for source in self._sources)
 
     def _look(self) -> None:
         self._ingest.poll()
         for event in self._events.new():
-            self._heard.append(event)
             self._console.event(event)
         feeds = self._ingest.statuses()
         streams = {status.stream: status for status in self._worker.statuses}
@@ -189,8 +194,8 @@ class Session:
             lag_s=lag_s,
             fps=rate.per_second(stream.frames if stream else 0),
             faces=stream.faces if stream else 0,
-            verdict=stream.verdict if stream else None,
-            reasons=stream.reasons if stream else (),
+            verdict=stream.verdict if stream and stream.ended is None else None,
+            reasons=stream.reasons if stream and stream.ended is None else (),
             open_incident=stream.incident if stream else None,
             error=feed.sentence if feed else None,
             progress=self._progress(source, stream),
@@ -202,7 +207,7 @@ class Session:
             return None
         if stream is None or stream.start_us is None:
             return 0.0
-        if stream.over:
+        if stream.ended is not None:
             return 1.0
         length = self._lengths[source.id]
         return min(1.0, (stream.media_us - stream.start_us) / length) if length else 0.0
@@ -227,13 +232,18 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
             picture = folder / f"{source.id}.png"
         scores = partial(self._scores, source.id)
-        return report(source.id, scores, self._heard, self._config.verdict, picture)
+        events = map(structured, self._since(self._alerts_from, source.id))
+        return report(source.id, scores, events, self._config.verdict, picture)
 
     def _scores(self, stream: str) -> Iterator[dict[str, Any]]:
-        for partition, start in self._scores_from.items():
-            for record in self._log.read(partition, start):
-                if record.key == stream and record.value is not None:
-                    yield json.loads(record.value)
+        return (json.loads(record.value or b"null") for record in self._since(self._scores_from, stream))
+
+    def _since(self, offsets: Mapping[TopicPartition, int], stream: str) -> Iterator[Record]:
+        """Yield the stream's records of this run that the log still holds."""
+        for partition, start in offsets.items():
+            for record in self._log.read(partition, max(start, self._log.begin_offset(partition))):
+                if record.key == stream:
+                    yield record
 
     def _outcome(self) -> int:
         if self._worker.error is not None:

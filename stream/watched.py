@@ -80,9 +80,11 @@ def _covered(
 
 
 def _period(records: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """Return the first and last media time that records speak of."""
+    """Return the first and last media time of pictures, looked at or dropped."""
     ends: tuple[int, int] | None = None
     for record in records:
+        if record["type"] == "verdict":
+            continue
         ranged = record["type"] == "dropped"
         first, last = (record["first_us"], record["last_us"]) if ranged else (record["media_us"],) * 2
         ends = (first, last) if ends is None else (min(first, ends[0]), max(last, ends[1]))

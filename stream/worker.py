@@ -114,7 +114,7 @@ class Status:
     verdict: str
     reasons: tuple[str, ...]
     incident: str | None
-    over: bool
+    ended: str | None
     in_hand: int
 
 
@@ -608,6 +608,6 @@ def _status(stream: str, feed: _Feed) -> Status:
         verdict=judgement.verdict.value,
         reasons=tuple(reason.value for reason in judgement.reasons),
         incident=feed.aggregate.open_incident,
-        over=feed.over,
+        ended=feed.aggregate.resume.attachment if feed.over else None,
         in_hand=feed.in_hand + len(feed.backlog),
     )

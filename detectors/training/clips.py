@@ -30,7 +30,8 @@ class ClipFaces:
 
 
 def load_clips(directory: Path, cache: Path, policy: CropPolicy) -> list[ClipFaces]:
-    """Crops of every `*.mp4` through MTCNN and the policy; found once, then read from the `cache` directory."""
+    """Crops of every `*.mp4` through MTCNN and the policy; found once, then read from the `cache`
+    directory."""
     folder = cache / f"clips_{directory.name}_{policy.digest()}"
     index = folder / "index.json"
     if not index.exists():

@@ -32,12 +32,13 @@ def chunked(
     *,
     stream: str = "cam",
     attachment: str = ATTACHMENT,
+    start_us: int = START_US,
     end: bool = True,
     keep: Callable[[int, Any], bool] = lambda index, packet: True,
-    change: Callable[[int, Any], None] = lambda index, packet: None,
+    change: Callable[[int, Any], Any] = lambda index, packet: packet,
 ) -> list[Chunk]:
-    """Return the records that ingest writes for the clips, one attachment; packets may be left out or changed."""
-    clock = FakeClock(START_US)
+    """Return the records that ingest writes for the clips; packets may be left out or changed before."""
+    clock = FakeClock(start_us)
     chunker = Chunker(stream, attachment, Kind.LIVE, chunk_ms, clock)
     chunks = [chunker.control(Control.START, {})]
     for path in [paths] if isinstance(paths, Path) else paths:
@@ -45,12 +46,21 @@ def chunked(
         with container:
             for index, packet in enumerate(packets):
                 if keep(index, packet):
-                    change(index, packet)
-                    chunks += chunker.push(packet)
+                    chunks += chunker.push(change(index, packet))
     chunks += chunker.flush()
     if end:
         chunks.append(chunker.control(Control.END, {}))
     return chunks
+
+
+def with_bytes(packet: Any, data: bytes) -> Any:
+    """Return a packet like this one with other content."""
+    copy = av.Packet(data)
+    copy.stream = packet.stream
+    copy.time_base = packet.time_base
+    copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
+    copy.is_keyframe = packet.is_keyframe
+    return copy
 
 
 def as_records(chunks: Iterable[Chunk], first_offset: int = 0) -> list[Record]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from stream import decoder_child
+from stream import decode, decoder_child
+from stream.chunks import ChunkPackets, read_chunk
 from stream.decode import StreamDecoder
 from stream.decoder_child import ChildSettings
 from stream.frames import DecoderEvent
@@ -54,12 +55,10 @@ def main(connection: Connection, side: Connection, settings: ChildSettings) -> N
 
 
 def swelling_main(connection: Connection, side: Connection, settings: ChildSettings) -> None:
-    """A child that asks for more memory than it may have when it sees a record."""
+    """A child that asks for more memory than it may have at every chunk."""
 
-    class Swelling(StreamDecoder):
-        def feed(self, offset: int, meta: ChunkMeta, value: bytes) -> Iterator[DecoderEvent]:
-            self._swollen = bytearray(2 * settings.memory_limit_bytes)
-            yield from super().feed(offset, meta, value)
+    def swell(meta: ChunkMeta, value: bytes) -> ChunkPackets:
+        return read_chunk(meta, value + bytes(2 * settings.memory_limit_bytes))
 
-    decoder_child.StreamDecoder = Swelling  # type: ignore[misc]
+    decode.read_chunk = swell
     decoder_child.main(connection, side, settings)

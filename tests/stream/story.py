@@ -194,6 +194,7 @@ class Story:
     def __post_init__(self) -> None:
         self.ids = 0
         self.events = 0
+        self.fps: list[float] = []
         self.store = EvidenceStore(self.folder, FakeClock())
         self.aggregate = self.fresh()
 
@@ -219,6 +220,7 @@ class Story:
         else:
             self.take(self.aggregate.on_applied(event))
         self.events += 1
+        self.fps.append(self.aggregate.wanted_fps())
         if self.restart(self.events):
             state = json.loads(json.dumps(self.aggregate.state()))
             self.aggregate = self.fresh().restore(state)

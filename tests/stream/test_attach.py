@@ -184,6 +184,7 @@ def recording(clips: Path) -> Path:
     (out / "master.m3u8").write_text(f"#EXTM3U\n{variants}")
     key = '#EXT-X-KEY:METHOD=SAMPLE-AES,URI="skd://x",KEYFORMAT="com.apple.streamingkeydelivery"\n#EXTINF:1,\n0.ts\n'
     (out / "locked.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{key}#EXT-X-ENDLIST\n")
+    (out / "master-locked.m3u8").write_text("#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n\nlocked.m3u8\n")
     return out
 
 
@@ -209,9 +210,10 @@ def test_a_recording_behind_http_ends(recording: Path, clips: Path) -> None:
     assert feed.intake.status().frames == 50
 
 
-def test_drm_is_refused_by_name(recording: Path) -> None:
+@pytest.mark.parametrize("name", ["locked", "master-locked"])
+def test_drm_is_refused_by_name(recording: Path, name: str) -> None:
     with http_server(recording) as base:
-        error = refused(f"{base}/locked.m3u8?token=s3cretvalue")
+        error = refused(f"{base}/{name}.m3u8?token=s3cretvalue")
     assert error.code is Code.SOURCE_DRM
     assert "protected by FairPlay" in str(error)
     assert "s3cretvalue" not in str(error)
@@ -367,9 +369,11 @@ def test_tcp_called_and_awaited(clips: Path) -> None:
 
 def test_a_tcp_peer_that_accepts_and_says_nothing(clips: Path) -> None:
     settings = QUICK.model_copy(update={"first_frame_s": 1.0})
-    with tcp_server(lambda connection: time.sleep(10)) as port:
-        with watching(f"tcp://127.0.0.1:{port}", settings) as feed:
-            feed.until(lambda: feed.code == Code.SOURCE_TIMEOUT, 3.0)
+    with (
+        tcp_server(lambda connection: time.sleep(10)) as port,
+        watching(f"tcp://127.0.0.1:{port}", settings) as feed,
+    ):
+        feed.until(lambda: feed.code == Code.SOURCE_TIMEOUT, 3.0)
 
 
 def test_udp(clips: Path) -> None:
@@ -393,13 +397,15 @@ def test_addresses_that_are_not_ours() -> None:
 def test_srt_through_ffmpeg(clips: Path) -> None:
     requires("ffmpeg")
     address = f"srt://127.0.0.1:{free_port()}"
-    with running(Publisher(clips / "clip.ts", f"{address}?mode=listener", "mpegts")) as publisher:
-        with watching(f"{address}?mode=caller&passphrase=") as feed:
-            feed.until_live(30)
-            publisher.kill()
-            feed.until_down()
-            publisher.restart()
-            feed.until_live()
+    with (
+        running(Publisher(clips / "clip.ts", f"{address}?mode=listener", "mpegts")) as publisher,
+        watching(f"{address}?mode=caller") as feed,
+    ):
+        feed.until_live(30)
+        publisher.kill()
+        feed.until_down()
+        publisher.restart()
+        feed.until_live()
     assert len(feed.attachments) >= 2
     assert _children() == []
 
@@ -457,6 +463,12 @@ def test_every_fault_has_a_code_and_a_sentence(error: Exception, opening: bool, 
     assert explained.code == f"source_{code}"
     assert str(explained).startswith("source rtmp://***@live.example/app/x ")
     assert "hunter2" not in str(explained)
+
+
+def test_a_device_that_is_no_camera() -> None:
+    error = refused("/dev/null")
+    assert error.code is Code.SOURCE_LOST
+    assert "source /dev/null could not be read" in str(error)
 
 
 def test_a_source_whose_variable_is_missing_is_refused_when_attached() -> None:

@@ -1,10 +1,13 @@
 """The command line as a user meets it: help, exit codes, one sentence for what is wrong."""
 
+import json
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from stream import cli
 from stream.cli import app
 from stream.config import Config
 from stream.config_file import load
+from stream.console import Console
 from stream.errors import Code, UnmaskError
 
 COMMANDS = ("watch", "demo", "score", "evaluate", "coverage", "train", "config")
@@ -162,3 +166,36 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     process.stdout.close()
     assert process.wait(60) == 0
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_watch_hands_over_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    def watch(settings: Config, sources: Sequence[str], json_mode: bool, console: Console) -> int:
+        assert (settings.media.chunk_ms, sources, json_mode) == (250, ["a.mp4", "b=c.mp4"], as_json)
+        console.event({"type": "unmask.feed.up.v1", "subject": "a", "data": {}})
+        console.summary([])
+        return 7
+
+    monkeypatch.setitem(sys.modules, "stream.watch", SimpleNamespace(watch=watch))
+    monkeypatch.setattr("stream.redact.install_logging", lambda level: None)
+    done = call("watch", "a.mp4", "b=c.mp4", "--set", "media.chunk_ms=250", *(["--json"] if as_json else []))
+    assert done.exit_code == 7
+    if as_json:
+        assert json.loads(done.stdout)["subject"] == "a"
+    else:
+        assert done.stdout == "a: feed up\n"
+
+
+def test_stopping_before_anything_is_attached_is_no_error() -> None:
+    program = (
+        "import os, signal, sys, types\n"
+        "def watch(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    signal.pause()\n"
+        "sys.modules['stream.watch'] = types.SimpleNamespace(watch=watch)\n"
+        "from stream.cli import main\n"
+        "sys.argv = ['unmask', 'watch', 'a.mp4']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

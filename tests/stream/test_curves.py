@@ -140,3 +140,26 @@ def test_too_many_draws_without_a_figure_give_no_interval() -> None:
         lambda index: 1.0 if len(set(index.tolist())) == 4 else None, list("abcd"), np.random.default_rng(7)
     )
     assert (few.low, few.high) == (None, None)
+
+
+def test_a_share_is_a_mean_over_what_counts() -> None:
+    hit, among = np.array([True, True, False, True]), np.array([True, False, True, True])
+    interval = curves.share(hit, among, list("abcd"), np.random.default_rng(0))
+    assert interval.value == pytest.approx(2 / 3)
+    assert interval.low is not None
+    assert interval.high is not None
+    assert interval.low < 2 / 3 < interval.high
+
+
+def test_none_of_n_people_claims_no_better_than_three_in_n() -> None:
+    groups = [str(index // 2) for index in range(40)]
+    among = np.arange(40) < 20
+    none = curves.share(np.zeros(40, bool), among, groups, np.random.default_rng(0))
+    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(0.3))
+    every = curves.share(np.ones(40, bool), among, groups, np.random.default_rng(0))
+    assert (every.value, every.low, every.high) == (1.0, pytest.approx(0.7), 1.0)
+
+
+def test_a_share_of_nothing_is_unknown() -> None:
+    interval = curves.share(np.ones(2, bool), np.zeros(2, bool), ["a", "b"], np.random.default_rng(0))
+    assert interval.value is None

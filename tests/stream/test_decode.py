@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
-from stream.chunks import split_parts
+from stream import decode
+from stream.chunks import ChunkPackets, read_chunk, split_parts
 from stream.decode import LEGAL, Phase
 from stream.errors import Code
-from stream.frames import Applied, ResumePoint, SampledFrame
+from stream.frames import SampledFrame
 from stream.records import ChunkMeta, Control
 from tests.stream.decoding import (
     applied,
@@ -23,6 +23,7 @@ from tests.stream.decoding import (
     run,
     shown,
     source_pictures,
+    with_bytes,
 )
 from tests.stream.media import has_encoder, join_flv, make_clip, read_number
 
@@ -104,3 +105,270 @@ def test_decode_from_follows_the_keyframes(clips: Any) -> None:
         behind = [start for start in starts if event.decode_from <= start <= event.offset]
         # The GOP of 480 ms it lies in, the one before (a cut decision looks back), and one of reordering.
         assert len(behind) <= 3
+
+
+def test_frames_carry_the_record_of_their_packet(clips: Any) -> None:
+    chunks = chunked(clips("h264", ".mp4", bframes=3), 160)
+    for frame in frames(run(chunks)):
+        meta, _ = chunks[frame.offset]
+        assert frame.meta == meta
+        assert meta.pts is not None
+        assert meta.pts <= frame.pts <= meta.pts + 6 * 512 * 2
+
+
+def test_resume_at_a_new_epoch_emits_all_of_it(clips: Any) -> None:
+    first, second = clips(seconds=1.0), clips(seconds=1.0, first_number=40)
+    chunks = [*chunked(first, end=False), *chunked(second, attachment=f"{2:016x}")]
+    whole = run(chunks)
+    begin = next(n for n, (meta, _) in enumerate(chunks) if meta.attachment != chunks[0][0].attachment)
+    resume, decode_from = resume_after(whole, begin)
+    assert (resume.attachment, resume.epoch, resume.last_pts) == (f"{2:016x}", 0, None)
+    assert decode_from == begin
+    assert len(frames(run(chunks, decoder(resume), decode_from))) == 25
+
+
+def test_a_new_epoch_flushes_the_old_one_under_its_own_name(clips: Any, tmp_path: Path) -> None:
+    path = join_flv(tmp_path / "twice.flv", [clips(seconds=1.0), clips(seconds=1.2, size=(128, 96))])
+    chunks = chunked(path)
+    events = run(chunks)
+    got = frames(events)
+    assert [frame.meta.epoch for frame in got] == [0] * 25 + [1] * 30
+    assert [frame.image.shape for frame in got] == [(64, 96, 3)] * 25 + [(96, 128, 3)] * 30
+    assert [frame.media_us for frame in got] == sorted(frame.media_us for frame in got)
+    assert not got[25].cut
+    [first] = [event for event in applied(events) if event.meta.epoch == 1][:1]
+    assert events.index(first) > events.index(got[24])
+
+
+def test_controls_pass_through_in_order(clips: Any) -> None:
+    chunks = chunked(clips())
+    events = run(chunks)
+    assert [event.offset for event in applied(events)] == list(range(len(chunks)))
+    told = [event for event in applied(events) if event.meta.control is not None]
+    assert [(event.offset, event.meta.control) for event in told] == [
+        (0, Control.START),
+        (len(chunks) - 1, Control.END),
+    ]
+    assert told[0].control_body == b"{}"
+    assert told[0].last_pts is None
+    assert told[1].decode_from == len(chunks) - 1
+
+
+def test_what_is_not_newer_is_dropped_and_changes_nothing(clips: Any) -> None:
+    chunks = chunked(clips())
+    expected = frames(run(chunks))
+    older = chunked(clips(), attachment=f"{0:016x}")
+    repeated = [*chunks[:5], chunks[3], chunks[4], older[0], older[1], *chunks[5:], chunks[-1]]
+    into = decoder()
+    events = run(repeated, into)
+    assert [shown(frame) for frame in frames(events)] == [shown(frame) for frame in expected]
+    assert into.counts.stale == 5
+    assert into.counts.gaps == 0
+    [late] = [event for event in applied(events) if event.offset == 7]
+    assert late.meta.attachment == chunks[0][0].attachment
+    assert late.meta.control is None
+    assert sum(event.meta.control is Control.END for event in applied(events)) == 1
+
+
+def test_parts_are_joined_and_a_lost_part_is_a_gap(clips: Any) -> None:
+    chunks = chunked(clips())
+    expected = [shown(frame) for frame in frames(run(chunks))]
+    parts = [part for meta, value in chunks for part in split_parts(meta, value, 400)]
+    assert len(parts) > 2 * len(chunks)
+    whole = run(parts)
+    assert [shown(frame) for frame in frames(whole)] == expected
+    for offset in range(len(parts)):
+        resume, decode_from = resume_after(whole, offset)
+        place = next(n for n, event in enumerate(whole) if _ends(event, offset))
+        again = run(parts, decoder(resume), decode_from)
+        assert [shown(frame) for frame in frames(again)] == [shown(frame) for frame in frames(whole[place:])]
+    lost = next(n for n, (meta, _) in enumerate(parts) if n > 20 and meta.part == 1)
+    into = decoder()
+    events = run([*parts[:lost], *parts[lost + 1 :]], into)
+    assert into.counts.gaps == 1
+    assert {drop.reason for event in applied(events) for drop in event.dropped} == {"CORRUPT"}
+    pictures = {frame.picture for frame in expected}
+    assert {shown(frame).picture for frame in frames(events)} < pictures
+
+
+# --- damage ---
+
+
+def pictures_by_pts(chunks: Any) -> dict[int, str]:
+    return {frame.pts: shown(frame).picture for frame in frames(run(chunks))}
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("lost", range(2, 13, 3))
+def test_a_lost_chunk_silences_the_stream_until_the_next_keyframe(clips: Any, codec: str, lost: int) -> None:
+    chunks = chunked(clips(codec, ".mp4", bframes=3, open_gop=codec == "hevc"), 160)
+    truth = frames(run(chunks))
+    into = decoder()
+    events = run([*chunks[:lost], *chunks[lost + 1 :]], into)
+    got = frames(events)
+    key = next(key_pts(*chunk) for chunk in chunks[lost + 1 :] if chunk[0].starts_on_keyframe)
+    sound = [frame for frame in truth if frame.offset < lost or frame.pts >= key]
+    assert into.counts.gaps == 1
+    assert [(f.pts, shown(f).picture) for f in got] == [(f.pts, shown(f).picture) for f in sound]
+    assert next(frame for frame in got if frame.pts >= key).cut
+    dropped = [drop for event in applied(events) for drop in event.dropped]
+    assert {drop.reason for drop in dropped} == {"CORRUPT"}
+    missing = [frame.media_us for frame in truth if frame not in sound]
+    # Pictures that were decoded already may come after one that was lost: at most the reordering of 4 frames.
+    assert min(drop.first_us for drop in dropped) <= min(missing) + 160_000
+    assert max(drop.last_us for drop in dropped) >= max(missing)
+    assert all(event.decode_from <= event.offset for event in applied(events))
+
+
+def key_pts(meta: ChunkMeta, value: bytes) -> int:
+    """Return the pts of the keyframe that a chunk starts with; in an open GOP not its smallest."""
+    return int(read_chunk(meta, value).video[0].pts)
+
+
+def test_a_gap_record_is_a_gap(clips: Any) -> None:
+    chunks = chunked(clips(seconds=4.0, gop=25), 160)
+    meta = chunks[5][0]
+    gap = replace(meta, control=Control.GAP, pts=None, codec=None, content_type="application/json")
+    into = decoder()
+    events = run([*chunks[:5], (gap, b'{"reason":"spool"}'), *chunks[6:]], into)
+    assert into.counts.gaps == 1
+    told = next(event for event in applied(events) if event.meta.control is Control.GAP)
+    assert told.control_body == b'{"reason":"spool"}'
+    assert into.counts.corrupt > 0
+    assert frames(events)[-1].pts == frames(run(chunks))[-1].pts
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg2", "vp9", "av1"])
+def test_a_truncated_packet_never_shows(clips: Any, codec: str) -> None:
+    suffix = {"mpeg2": ".ts", "vp9": ".mkv", "av1": ".mkv"}.get(codec, ".mp4")
+    path = clips(codec, suffix)
+    truth = pictures_by_pts(chunked(path))
+
+    def cut_short(index: int, packet: Any) -> Any:
+        data = bytes(packet)
+        return with_bytes(packet, data[: len(data) // 3]) if index == 16 else packet
+
+    chunks = chunked(path, change=cut_short)
+    into = decoder()
+    events = run(chunks, into)
+    assert into.counts.errors >= 1
+    assert all(truth[frame.pts] == shown(frame).picture for frame in frames(events))
+    assert frames(events)[-1].pts == max(truth)
+    assert {failure.code for failure in failed(events)} <= {Code.DECODE_FAILED}
+
+
+def test_damage_that_the_source_saw_is_believed(clips: Any) -> None:
+    path = clips("h264", ".mp4")
+    truth = pictures_by_pts(chunked(path))
+
+    def damage(index: int, packet: Any) -> Any:
+        packet.is_corrupt = index == 14
+        return packet
+
+    into = decoder()
+    events = run(chunked(path, change=damage), into)
+    got = [frame.pts for frame in frames(events)]
+    assert into.counts.errors == 1
+    assert not failed(events)
+    assert 0 < into.counts.corrupt <= 24
+    assert got[-1] == max(truth)
+    assert len(got) + into.counts.corrupt == 60
+
+
+def test_a_chunk_that_is_none_fails_alone(clips: Any) -> None:
+    chunks = chunked(clips())
+    meta, value = chunks[6]
+    truth = pictures_by_pts(chunks)
+    for bad in (b"", b"garbage", value[:-20], value[20:]):
+        into = decoder()
+        events = run([*chunks[:6], (meta, bad), *chunks[7:]], into)
+        [failure] = failed(events)
+        assert (failure.offset, failure.code) == (6, Code.CHUNK_INVALID)
+        assert failure.decode_from <= 6
+        assert into.counts.invalid == 1
+        assert all(truth[frame.pts] == shown(frame).picture for frame in frames(events))
+        assert frames(events)[-1].pts == max(truth)
+        assert sum(drop.frames or 1 for event in applied(events) for drop in event.dropped) > 0
+
+
+def test_an_unknown_codec_is_named(clips: Any) -> None:
+    chunks = chunked(clips())
+    meta, value = chunks[1]
+    assert meta.codec is not None
+    events = list(decoder().feed(0, replace(meta, codec=replace(meta.codec, name="nosuch")), value))
+    [failure] = failed(events)
+    assert failure.code is Code.DECODE_FAILED
+    assert "'nosuch'" in failure.sentence
+
+
+def test_joining_in_the_middle_waits_for_a_keyframe(clips: Any) -> None:
+    chunks = chunked(clips("h264", ".mp4", open_gop=True, bframes=3), 160)
+    first = next(n for n, (meta, _) in enumerate(chunks) if n > 1 and not meta.starts_on_keyframe)
+    key = next(key_pts(*chunk) for chunk in chunks[first:] if chunk[0].starts_on_keyframe)
+    truth = [frame for frame in frames(run(chunks)) if frame.offset >= first]
+    into = decoder()
+    events = run(chunks[first:], into)
+    sound = [(frame.pts, shown(frame).picture) for frame in truth if frame.pts >= key]
+    assert [(frame.pts, shown(frame).picture) for frame in frames(events)] == sound
+    assert {drop.reason for event in applied(events) for drop in event.dropped} == {"WARMUP"}
+    assert into.counts.waited == len(truth) - len(sound)
+
+
+def test_warmup_is_bounded(clips: Any) -> None:
+    chunks = chunked(clips(seconds=4.0, gop=50), 160)
+    whole = run(chunks)
+    offset = max(n for n, (meta, _) in enumerate(chunks) if meta.starts_on_keyframe) - 1
+    resume, decode_from = resume_after(whole, offset)
+    short = decoder(resume, max_warmup_us=500_000)
+    events = run(chunks, short, decode_from)
+    assert frames(events)[0].pts == (chunks[offset + 1][0].pts or 0)
+    assert short.counts.warmup > 0
+    assert short.counts.decoded == 50
+    assert len(frames(run(chunks, decoder(resume), decode_from))) > 50
+
+
+def test_pictures_before_an_edit_list_are_hidden(clips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = chunked(clips("h264", ".mp4"))
+    truth = pictures_by_pts(chunks)
+    first = sorted(truth)[:5]
+
+    def edited(meta: ChunkMeta, value: bytes) -> ChunkPackets:
+        chunk = read_chunk(meta, value)
+        for packet in chunk.video:
+            packet.pts = None if packet.pts in first else packet.pts
+        return chunk
+
+    monkeypatch.setattr(decode, "read_chunk", edited)
+    into = decoder()
+    got = frames(run(chunks, into))
+    assert into.counts.hidden == 5
+    assert [(frame.pts, shown(frame).picture) for frame in got] == sorted(truth.items())[5:]
+
+
+def test_an_encoder_that_breaks_its_standard_is_not_left_unwatched(clips: Any) -> None:
+    """Every keyframe carries an SEI message longer than its NAL unit, as cheap cameras send them."""
+    path = clips("h264", ".mp4", seconds=4.0)
+
+    def spoil(index: int, packet: Any) -> Any:
+        sei = bytes([6, 5, 200]) + b"short" + b"\x80"
+        if not packet.is_keyframe:
+            return packet
+        return with_bytes(packet, len(sei).to_bytes(4, "big") + sei + bytes(packet))
+
+    chunks = chunked(path, change=spoil)
+    into = decoder()
+    events = run(chunks, into)
+    assert into.counts.lenient == 1
+    assert len(frames(events)) == 100 - 3 * 12
+    truth = pictures_by_pts(chunked(path))
+    assert all(truth[frame.pts] == shown(frame).picture for frame in frames(events))
+
+
+def test_every_phase_can_end_in_a_new_epoch() -> None:
+    assert all(Phase.WARMUP in LEGAL[phase] for phase in Phase)
+    assert Phase.REPLAY not in LEGAL[Phase.DECODING]
+
+
+def test_the_frame_numbers_are_what_was_drawn(clips: Any) -> None:
+    got = frames(run(chunked(clips(size=(160, 120), crf=20))))
+    assert [read_number(frame.image) for frame in got] == list(range(60))

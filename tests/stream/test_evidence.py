@@ -174,6 +174,7 @@ def test_the_index_finds_the_keyframe_before_a_time_in_its_epoch() -> None:
     index = ChunkIndex(Evidence())
     for offset, second in ((10, 0), (14, 2), (18, 4)):
         index.add(offset, second * SECOND, "a1", 0)
+    index.add(20, 1 * SECOND, "a1", 0)
     index.add(22, 6 * SECOND, "a1", 1)
     assert index.before(3 * SECOND, "a1", 0) == 14
     assert index.before(2 * SECOND, "a1", 0) == 14

@@ -54,6 +54,23 @@ def test_the_mean_is_weighted_by_quality_and_leaves_out_what_is_not_good() -> No
     assert (found.span_us, found.first_us, found.last_us) == (SECOND, 0, 2 * SECOND)
 
 
+def test_looking_closer_does_not_count_more() -> None:
+    #   every half second: -2 -2 -2 -2 | then eight a second for a second: 6 6 6 6 6 6 6 6 | -2 -2
+    calm = [sample(index / 2, -2.0) for index in range(4)]
+    burst = [sample(1.5 + index / 8, 6.0) for index in range(1, 9)]
+    after = [sample(3.0, -2.0), sample(3.5, -2.0)]
+    found = estimate([*calm, *burst, *after])
+    assert found is not None
+    # 1 s of 6 and 3 s of -2, however often each was looked at
+    assert found.logit == pytest.approx((1.0 * 6.0 - 3.0 * 2.0) / 4.0)
+
+
+def test_time_that_was_not_looked_at_counts_for_nobody() -> None:
+    found = estimate([sample(0, -2.0), sample(0.5, -2.0), sample(9.0, 4.0)])
+    assert found is not None
+    assert found.logit == pytest.approx(0.0)
+
+
 def test_bad_samples_alone_are_reported_but_count_as_none_good() -> None:
     found = estimate([sample(0, 2.0, 0.1, Reason.BLUR), sample(1, 4.0, 0.0, Reason.POSE, Reason.BLUR)])
     assert found is not None

@@ -1,6 +1,7 @@
 """Watches one feed as a shard does, in the test's own thread, and keeps what it would have written."""
 
 import contextlib
+import itertools
 import json
 import random
 import time
@@ -129,7 +130,7 @@ class Watching:
                 assert meta.control is Control.START
         assert list(expected) == sorted(expected)
         starts = [meta.media_us(meta.pts) for meta, _ in self.chunks if meta.pts is not None]
-        assert all(later > earlier for earlier, later in zip(starts, starts[1:], strict=False))
+        assert all(later > earlier for earlier, later in itertools.pairwise(starts))
 
 
 @contextlib.contextmanager
