@@ -189,6 +189,11 @@ class StreamAggregate:
         return self._feed.feed
 
     @property
+    def live(self) -> bool:
+        """Whether freshness means anything: not for files."""
+        return self._kind is Kind.LIVE
+
+    @property
     def open_incident(self) -> str | None:
         return self._incidents.open
 

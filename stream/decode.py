@@ -48,6 +48,9 @@ OPEN_START_PACKETS = 16
 pictures from before the keyframe, at most 16 (H.264, A.3.1), and FFmpeg calls each a failure. Damage among
 these packets still shows as `is_corrupt`."""
 
+AVCC_BASELINE = b"\x01\x42"
+"""How the extradata (avcC) of H.264 in Baseline profile begins: it has no B pictures, so no reordering."""
+
 I_PICTURE = 1
 """FFmpeg's AV_PICTURE_TYPE_I. A recovery point of intra refresh is a keyframe too, but no start."""
 
@@ -282,12 +285,14 @@ class StreamDecoder:
         return bool(self._parts) or (meta.attachment == attachment and meta.sequence != sequence + 1)
 
     def _stand_in(self, meta: ChunkMeta) -> ChunkMeta:
-        """Return what a stale record is reported with: no older place in the stream, and no control."""
+        """Return what a stale record is reported with: no older place, no control, nothing to be indexed."""
         if self._epoch is not None:
             attachment, epoch = self._epoch.key
         else:
             attachment, epoch = self._resume.attachment, self._resume.epoch or 0
-        return replace(meta, attachment=attachment, epoch=epoch, control=None)
+        return replace(
+            meta, attachment=attachment, epoch=epoch, control=None, pts=None, starts_on_keyframe=False
+        )
 
     def _begin_epoch(self, offset: int, meta: ChunkMeta) -> None:
         key = (meta.attachment, meta.epoch)
@@ -611,6 +616,10 @@ def _open(codec: CodecParameters, threads: int, strict: bool) -> Any:
     # FRAME threads hold back as many frames as there are threads, and have deadlocked (PyAV #1962).
     context.thread_type = "SLICE" if threads > 1 else "NONE"
     options = {"max_pixels": str(MAX_PIXELS)}
+    if codec.name == "h264" and codec.extradata[:2] != AVCC_BASELINE:
+        # Encoders that do not say how far they reorder: FFmpeg would guess, lose a frame at every start, and
+        # learn. Now it holds back as many as the level allows; those that say so are not affected.
+        options["strict"] = "strict"
     if strict:
         options["err_detect"] = "crccheck+explode"
     context.options = options

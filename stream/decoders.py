@@ -9,6 +9,7 @@ once more, alone, in a fresh child that first decodes again what lies between `d
 child fails too, the record is `Failed` and the stream goes on at the next clean keyframe.
 """
 
+import atexit
 import logging
 import mmap
 import multiprocessing
@@ -426,6 +427,8 @@ class _Child:
         )
         with _no_main_module():
             self.process.start()
+        # Children ignore SIGTERM, by which multiprocessing would end them, and wait for, at exit.
+        atexit.register(self.process.kill)
         far.close()
         reader.close()
         self._outbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -458,6 +461,7 @@ class _Child:
     def kill(self, timeout: float) -> None:
         """End the process. What it had sent and we had not read is lost: it will be decoded again."""
         self.process.kill()
+        atexit.unregister(self.process.kill)
         self._outbox.put(None)
         self.process.join(timeout)
         self._sender.join(timeout)

@@ -61,6 +61,8 @@ class Device:
         self._pending = 0
         self._lock = threading.Lock()
         self.error: BaseException | None = None
+        self.seconds_per_frame = 0.0
+        """What a frame of the last batch took of the device."""
 
     def start(self) -> None:
         self._last_output = self._clock.monotonic()
@@ -140,12 +142,14 @@ class Device:
     def _score(self, batch: Sequence[tuple[SampledFrame, bool]]) -> None:
         if not batch:
             return
+        begun = self._clock.monotonic()
         try:
             readings = self._reader.read([(frame.image, frame.small) for frame, _ in batch])
             scored = [self._scored(*item, faces) for item, faces in zip(batch, readings, strict=True)]
         finally:
             for frame, _ in batch:
                 frame.release()
+        self.seconds_per_frame = (self._clock.monotonic() - begun) / len(batch)
         for result in scored:
             self._finish(result)
 

@@ -38,13 +38,13 @@ from stream.log import Log, LogFactory, Producer, TopicPartition
 from stream.records import Kind, OutRecord, Topic, encode_headers
 from stream.redact import install_logging, redact
 from stream.sources import Scheme, Source, from_entry
-from stream.watchdog import OVER
+from stream.topics import topic_name
 
 log = logging.getLogger(__name__)
 
 LOOP_S = 0.05
 """A shard looks at its feeds this often when nothing wakes it: cheap, and far below every timeout."""
-MAX_ABANDONED = 8
+MAX_HUNG = 8
 """Readers blocked for good in one shard; beyond, only a new process gets their threads and sockets back."""
 LEAVE_S = 1.0
 """What readers get to close their sources before a shard exits; blocked ones die with it."""
@@ -163,7 +163,7 @@ class Shard:
         self._channel = channel
         self._wake = wake
         self._stopping = stopping
-        self._topic = f"{job.config.prefix}.{Topic.MEDIA}"
+        self._topic = topic_name(job.config, Topic.MEDIA)
         self._partitions = log_.partitions(self._topic)
         rng = random.Random(job.seed)
         sources = [from_entry(entry) for entry in job.entries]
@@ -213,7 +213,7 @@ class Shard:
             feed.step()
             self._send(feed, producer)
         self._report()
-        self._check_abandoned()
+        self._check_hung()
 
     def _send(self, feed: Intake, producer: Producer, everything: bool = False) -> None:
         ahead = self._ahead[feed.source.id]
@@ -260,10 +260,10 @@ class Shard:
     def _orphaned(self) -> bool:
         return os.getppid() != self._job.parent
 
-    def _check_abandoned(self) -> None:
-        counts = {feed.source.id: feed.abandoned for feed in self._feeds}
+    def _check_hung(self) -> None:
+        counts = {feed.source.id: feed.hung for feed in self._feeds}
         total = sum(counts.values())
-        if total <= MAX_ABANDONED:
+        if total <= MAX_HUNG:
             return
         culprit = max(counts, key=lambda name: counts[name])
         sentence = f"{total} readers hang, most of them of stream {culprit}; its process is replaced"
@@ -323,8 +323,6 @@ def shard_main(fd: int) -> None:
     job: ShardJob = channel.recv()
     install_logging(job.log_level)
     stopping, wake = threading.Event(), threading.Event()
-    # Ctrl-C reaches the whole group; it is for the parent to say what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     code = run_shard(job, channel, stopping, wake)
     logging.shutdown()
@@ -439,8 +437,7 @@ class IngestSupervisor:
 
     def _ended(self, child: _Child, code: int) -> None:
         """Judge the end of a shard: done if all its feeds are."""
-        feeds = [self._feeds.get(source.id) for source in child.sources]
-        if code == 0 and all(feed is not None and feed.phase in OVER for feed in feeds):
+        if code == 0 and all(self._over(source.id) for source in child.sources):
             child.done = True
             self._bury(child)
             return
@@ -467,8 +464,9 @@ class IngestSupervisor:
         child.start_at = self._clock.monotonic() + child.backoff.wait_s()
 
     def _over(self, stream: str) -> bool:
+        """Whether the source came to its end. Stopped by anybody but us is not over: it goes on."""
         status = self._feeds.get(stream)
-        return status is not None and status.phase in OVER
+        return status is not None and status.phase is FeedPhase.ENDED
 
     def _remember(self, blamed: Sequence[str]) -> None:
         now = self._clock.monotonic()
@@ -500,6 +498,8 @@ class IngestSupervisor:
             child.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", ENTRY.format(fd=theirs.fileno())],
                 stdin=subprocess.DEVNULL,
+                # Ctrl-C in the terminal is for us alone; we end the shard in order.
+                start_new_session=True,
                 pass_fds=[theirs.fileno()] if kept is None else [theirs.fileno(), kept],
             )
             ours.send(self._job(child, kept))

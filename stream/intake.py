@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 OUTBOX_BYTES = 8 * 1024 * 1024
 """What one feed may have waiting for the log, 13 s at 5 Mbit/s. A full outbox halts its reader."""
+HUNG_AFTER = 3
+"""Times `first_frame_s`: opening gives up after twice that at the latest, where FFmpeg's timeouts work."""
 
 Open = Callable[[GivenUp], Attachment]
 """Opens the feed's source, in the reader's thread."""
@@ -57,8 +59,8 @@ class FeedStatus:
 
     `capture_us`: receipt of the newest picture (UTC microseconds), None before the first. `frames`, `bytes`:
     video packets and bytes received since the shard began; `fps` over the last tick. `discarded`: packets of
-    abandoned readers thrown away. `attempts`: how often the source was opened or tried; `abandoned`: readers
-    still blocked.
+    abandoned readers thrown away. `attempts`: how often the source was opened or tried; `losses`: how often
+    that failed or it was lost; `hung`: readers blocked though they were given up long ago.
     """
 
     stream: str
@@ -75,7 +77,7 @@ class FeedStatus:
     losses: int
     discarded: int
     dropped_audio: int
-    abandoned: int
+    hung: int
 
 
 class Intake:
@@ -107,10 +109,12 @@ class Intake:
         self._last = last
         self._generation = 0
         self._readers: dict[int, threading.Thread] = {}
+        self._given_up: dict[int, float] = {}
         self._outbox: deque[Chunk] = deque()
         self._outbox_bytes = 0
         self._picked = ""
         self._used = self._flowing = False
+        self._told: Code | None = None
         self._ended = False
         self._capture_us: int | None = None
         self._frames = self._bytes = 0
@@ -133,7 +137,7 @@ class Intake:
         with self._room:
             if self._ended:
                 return
-            self._readers = {number: reader for number, reader in self._readers.items() if reader.is_alive()}
+            self._forget_readers()
             if self._full:
                 self._watchdog.excuse()
             self._act(self._watchdog.check())
@@ -180,9 +184,17 @@ class Intake:
 
     @property
     def abandoned(self) -> int:
-        """How many readers are given up and still blocked."""
+        """How many readers are given up and have not ended yet."""
         with self._room:
-            return self._count_abandoned()
+            return sum(
+                reader.is_alive() for number, reader in self._readers.items() if number in self._given_up
+            )
+
+    @property
+    def hung(self) -> int:
+        """How many of them should have ended long ago by FFmpeg's own timeouts: blocked for good."""
+        with self._room:
+            return self._count_hung()
 
     def join(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for the readers to close what they opened."""
@@ -208,7 +220,7 @@ class Intake:
                 losses=self._losses,
                 discarded=self._discarded,
                 dropped_audio=self._dropped_audio + self._chunker.dropped_audio,
-                abandoned=self._count_abandoned(),
+                hung=self._count_hung(),
             )
 
     # What readers call.
@@ -227,6 +239,7 @@ class Intake:
                 self._retire()
                 self._chunker = self._begin(attachment.kind)
             self._used = self._flowing = True
+            self._told = None
             self._picked = attachment.picked
             log.info("stream %s: attached, %s", self.source.id, attachment.picked)
             return True
@@ -272,34 +285,43 @@ class Intake:
         if step is Step.ATTACH:
             self._start_reader()
         elif step is Step.ABANDON:
-            self._abandon()
             self._put(self._chunker.flush())
             self._after_loss()
 
     def _start_reader(self) -> None:
-        self._generation += 1
+        self._abandon()
         self._attempts += 1
         self._readers[self._generation] = self._attach(self, self._generation)
 
     def _abandon(self) -> None:
         """End the present generation: its reader, blocked or not, is heard no more."""
+        self._given_up.setdefault(self._generation, self._clock.monotonic())
         self._generation += 1
         self._room.notify_all()
 
-    def _count_abandoned(self) -> int:
+    def _forget_readers(self) -> None:
+        self._readers = {number: reader for number, reader in self._readers.items() if reader.is_alive()}
+        self._given_up = {number: at for number, at in self._given_up.items() if number in self._readers}
+
+    def _count_hung(self) -> int:
+        since = self._clock.monotonic() - HUNG_AFTER * self._config.ingest.first_frame_s
         return sum(
-            number != self._generation and reader.is_alive() for number, reader in self._readers.items()
+            reader.is_alive() and self._given_up.get(number, since) < since
+            for number, reader in self._readers.items()
         )
 
     def _after_loss(self) -> None:
         """Say what happened; for a feed that is over, for good."""
-        self._generation += 1
+        self._abandon()
         error = self._watchdog.error
         if error is None:
             self._end(End(EndReason.FINISHED))
             return
         self._losses += 1
-        log.warning("stream %s: %s", self.source.id, error)
+        # The same news again and again is no news: a feed may be away for days.
+        level = logging.DEBUG if error.code is self._told else logging.WARNING
+        self._told = error.code
+        log.log(level, "stream %s: %s", self.source.id, error)
         if self._watchdog.phase in OVER:
             self._end(End(EndReason.FAILED, error.code, str(error)))
             return

@@ -137,6 +137,14 @@ class Consumer(Protocol):
         member has taken over)."""
 
 
+class Maintained(Protocol):
+    """What a pass of retention did."""
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """Records deleted that some group had not read yet, by topic: a loss, to be told."""
+
+
 class Log(Protocol):
     """A log, embedded or Kafka."""
 
@@ -166,7 +174,7 @@ class Log(Protocol):
     def group_position(self, group: str, partition: TopicPartition) -> int | None:
         """Return a group's committed position without being a member."""
 
-    def maintain(self) -> object:
+    def maintain(self) -> Maintained:
         """Apply retention, every few seconds, where the log does not do so by itself (Kafka does)."""
 
     def close(self) -> None: ...

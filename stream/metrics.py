@@ -1,6 +1,13 @@
 """What detect counts, in Prometheus' conventions (DESIGN 3.10). No label holds what a stranger controls."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from stream.decoders import PoolStats
 
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Seconds; finest around the second or two that a live chunk takes from receipt to score."""
@@ -11,6 +18,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self.decoders: PoolStats | None = None
+        """The decoders' own counters, a snapshot taken by the worker."""
         self.records = Counter(
             "unmask_records_total", "Media records applied, by outcome", ["outcome"], registry=self.registry
         )
@@ -36,6 +46,14 @@ class Metrics:
         self.commits = Counter("unmask_commits_total", "Transactions committed", registry=self.registry)
         self.position_errors = Counter(
             "unmask_position_errors_total", "Positions outside of what the log holds", registry=self.registry
+        )
+        self.unread_removed = Counter(
+            "unmask_records_removed_unread_total",
+            "Records that retention deleted before they were read",
+            registry=self.registry,
+        )
+        self.bursts_refused = Counter(
+            "unmask_bursts_refused_total", "Closer looks not taken for lack of budget", registry=self.registry
         )
         self.clips_failed = Counter(
             "unmask_clips_failed_total", "Evidence clips that could not be cut", registry=self.registry
@@ -67,6 +85,25 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the decoders' counters; called by the registry at each scrape, from its own thread."""
+        stats = self.decoders
+        if stats is None:
+            return
+        children = GaugeMetricFamily("unmask_decoder_children", "Decoder processes that run")
+        children.add_metric([], stats.children)
+        events = CounterMetricFamily(
+            "unmask_decoder_events", "What became of decoder processes and their records", labels=["event"]
+        )
+        for event in ("started", "died", "stalled", "retried", "failed", "forgotten"):
+            events.add_metric([event], getattr(stats, event))
+        counted = CounterMetricFamily(
+            "unmask_decoder_counts", "Records and frames in the decoders, by outcome", labels=["outcome"]
+        )
+        for outcome, count in asdict(stats.decode).items():
+            counted.add_metric([outcome], count)
+        yield from (children, events, counted)
 
     def serve(self, port: int) -> None:
         """Serve `/metrics` on loopback at `port` until the process ends."""

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from stream.aggregate import Output, StreamAggregate
 from stream.alerts import Publisher
+from stream.bursts import BurstBudget
 from stream.chunks import Chunk
 from stream.clips import cut_clip
 from stream.clock import Clock, Deadline
@@ -24,13 +25,13 @@ from stream.decoders import DecoderPool
 from stream.device import Device, Reader, Result, Skipped
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore, references
-from stream.feeds import FeedEvent
+from stream.feeds import Feed, FeedEvent
 from stream.frames import Applied, Dropped, Failed, SampledFrame, ScoredFrame
 from stream.incidents import ClipRequest, IncidentEvent
 from stream.log import Log, PositionError, TopicPartition
 from stream.metrics import Metrics
 from stream.positions import Positions
-from stream.records import SCHEMA, Control, Kind, OutRecord, Record, Topic, decode_headers
+from stream.records import SCHEMA, Kind, OutRecord, Record, Topic, decode_headers
 from stream.states import POSITION_KEY, read_states
 from stream.topics import topic_name
 
@@ -147,10 +148,14 @@ class Worker:
         self._member = member
         self._device = Device(reader, 1 if config.deterministic else config.engines.batch, clock)
         self._pool = DecoderPool(config.decode, clock)
+        self._bursts = BurstBudget(config.sampling.burst_budget, clock)
         self._positions = Positions()
         self._feeds: dict[str, _Feed] = {}
-        self._outputs: list[OutRecord] = []
+        self._outputs: list[tuple[TopicPartition, OutRecord]] = []
+        """What waits for the next transaction, with the partition it came of: lost with it, never without."""
         self._urgent = False
+        self._waiting_since: list[int] = []
+        """Receipt times behind the events that wait for the next transaction."""
         self._sources: set[str] = set()
         self._last_commit = self._maintained = self._swept = self._shown = 0.0
         self._drain = threading.Event()
@@ -229,7 +234,10 @@ class Worker:
         now = self._clock.monotonic()
         if now - self._maintained >= MAINTAIN_S:
             self._maintained = now
-            self._log.maintain()
+            unread = sum(self._log.maintain().unread.values())
+            if unread:
+                logger.error("retention deleted %d records that were not read yet", unread)
+                self._metrics.unread_removed.inc(unread)
         if now - self._swept >= SWEEP_S:
             self._swept = now
             self._sweep()
@@ -253,6 +261,7 @@ class Worker:
         if now - self._shown < STATUS_S:
             return
         self._shown = now
+        self._metrics.decoders = self._pool.stats()
         self.statuses = tuple(_status(stream, feed) for stream, feed in self._feeds.items())
 
     # From the log to the decoders
@@ -312,7 +321,7 @@ class Worker:
     def _submit_feed(self, stream: str, feed: _Feed) -> None:
         while feed.backlog:
             if not feed.open:
-                feed.fps = feed.aggregate.wanted_fps()
+                feed.fps = self._fps(feed)
                 self._pool.open(stream, feed.aggregate.resume, feed.fps)
                 feed.open, feed.over = True, False
             if not self._pool.submit(feed.backlog[0]):
@@ -364,8 +373,14 @@ class Worker:
     def _scored(self) -> bool:
         results = self._device.take()
         for result in results:
+            if isinstance(result, ScoredFrame) and self._in_burst(result.stream):
+                self._bursts.spend(self._device.seconds_per_frame)
             self._apply(result)
         return bool(results)
+
+    def _in_burst(self, stream: str) -> bool:
+        feed = self._feeds.get(stream)
+        return feed is not None and feed.aggregate.live and feed.fps > self._config.sampling.idle_fps
 
     def _apply(self, result: Result) -> None:
         stream = _stream_of(result)
@@ -380,10 +395,18 @@ class Worker:
         else:
             self._apply_record(stream or "", feed, result)
         feed.dirty = True
-        fps = feed.aggregate.wanted_fps()
+        fps = self._fps(feed)
         if feed.open and fps != feed.fps:
             feed.fps = fps
             self._pool.set_fps(stream or "", fps)
+
+    def _fps(self, feed: _Feed) -> float:
+        """Return the sampling rate a stream gets: a burst only while bursts keep within their budget."""
+        wanted, idle = feed.aggregate.wanted_fps(), self._config.sampling.idle_fps
+        if wanted <= idle or not feed.aggregate.live or self._bursts.allows():
+            return wanted
+        self._metrics.bursts_refused.inc()
+        return idle
 
     def _apply_frame(self, feed: _Feed, frame: ScoredFrame) -> None:
         feed.frames += 1
@@ -392,6 +415,8 @@ class Worker:
         self._metrics.frames.labels("scored").inc()
         self._metrics.faces.inc(len(frame.faces))
         self._metrics.newest_media.labels("score").set(frame.media_us / 1e6)
+        if feed.aggregate.live and not frame.late:
+            self._metrics.latency.observe(max(0.0, (self._clock.now_us() - frame.capture_us) / 1e6))
         self._tell(feed, feed.aggregate.on_frame(frame))
 
     def _apply_record(self, stream: str, feed: _Feed, result: Applied | Failed) -> None:
@@ -404,7 +429,9 @@ class Worker:
         else:
             self._count(result)
             self._tell(feed, feed.aggregate.on_applied(result))
-            feed.over = result.meta.control is Control.END
+            feed.over = feed.aggregate.over
+            if feed.aggregate.live:
+                self._metrics.stream_up.labels(stream).set(feed.aggregate.feed is Feed.UP)
         self._positions.applied(feed.partition, result.offset)
         if feed.over and feed.in_hand == 0 and not feed.backlog:
             self._pool.close(stream)
@@ -423,9 +450,10 @@ class Worker:
             if isinstance(output, ClipRequest):
                 self._tell(feed, feed.aggregate.on_clip(output.incident, self._cut(feed, output)))
                 continue
-            self._outputs.append(self._publisher.record(output))
+            self._outputs.append((feed.partition, self._publisher.record(output)))
             if isinstance(output, IncidentEvent | FeedEvent):
                 self._urgent = True
+                self._waiting_since += [capture for capture in [output.moment.capture_us] if capture]
                 self._metrics.events.labels(type(output).__name__).inc()
 
     def _cut(self, feed: _Feed, request: ClipRequest) -> str | None:
@@ -457,14 +485,18 @@ class Worker:
         logger.warning("%s: record %s dead-lettered: %s", stream, failed.offset, failed.sentence)
         self._metrics.dead_letters.labels(failed.code.value).inc()
         records = self._records_of(partition, stream, failed.decode_from, failed.offset + 1)
-        self._outputs += self._letters(records, failed.code, failed.sentence)
+        self._put_letters(partition, records, failed.code, failed.sentence)
 
     def _refuse(self, record: Record, code: Code, sentence: str) -> None:
         self._metrics.dead_letters.labels(code.value).inc()
-        self._outputs += self._letters([record], code, sentence)
+        self._put_letters(TopicPartition(record.topic, record.partition), [record], code, sentence)
 
-    def _letters(self, records: Iterable[Record], code: Code, sentence: str) -> list[OutRecord]:
-        return dead_letters(self._topic(Topic.DEADLETTER), records, code, sentence, self._clock.now_us())
+    def _put_letters(
+        self, partition: TopicPartition, records: Iterable[Record], code: Code, sentence: str
+    ) -> None:
+        topic = self._topic(Topic.DEADLETTER)
+        letters = dead_letters(topic, records, code, sentence, self._clock.now_us())
+        self._outputs += [(partition, letter) for letter in letters]
 
     def _check_heard(self) -> None:
         """Say so when nobody writes a feed's records any more; a closed decoder or a file needs no writer."""
@@ -490,10 +522,22 @@ class Worker:
         dirty = [(stream, feed) for stream, feed in self._feeds.items() if feed.dirty]
         if not (self._outputs or positions or dirty):
             return
-        outputs = [*self._outputs, *(self._state_record(stream, feed) for stream, feed in dirty)]
+        outputs = [record for _, record in self._outputs]
+        outputs += [self._state_record(stream, feed) for stream, feed in dirty]
         outputs += [self._position_record(partition, offset) for partition, offset in positions.items()]
-        self._consumer.commit(outputs, positions)
+        try:
+            self._consumer.commit(outputs, positions)
+        except UnmaskError as error:
+            if error.code is not Code.LOG_FENCED:
+                raise
+            # Nothing was written; the next poll tells what is lost, and another member goes on with it.
+            logger.error("fenced: %s", error)
+            return
         self._positions.committed(positions)
+        now_us = self._clock.now_us()
+        for capture_us in self._waiting_since:
+            self._metrics.alert_latency.observe(max(0.0, (now_us - capture_us) / 1e6))
+        self._waiting_since = []
         self._outputs, self._urgent = [], False
         for _, feed in dirty:
             feed.dirty = False
@@ -566,11 +610,20 @@ class Worker:
 
     def lost(self, partitions: Collection[TopicPartition]) -> None:
         """Forget partitions without writing anything."""
+        self._empty_device()
         for stream in [name for name, feed in self._feeds.items() if feed.partition in partitions]:
             if self._feeds.pop(stream).open:
                 self._pool.close(stream)
+        self._outputs = [item for item in self._outputs if item[0] not in partitions]
         for partition in partitions:
             self._positions.forget(partition)
+
+    def _empty_device(self) -> None:
+        """Discard what the device still holds: it must not meet the state of a later assignment."""
+        deadline = Deadline(self._config.worker.stall_s, self._clock)
+        while self._device.pending() and self._device.error is None and not deadline.passed():
+            self._device.take()
+            self._clock.sleep(DRAIN_STEP_S)
 
     def _close(self) -> None:
         deadline = self._deadline or Deadline(self._config.worker.shutdown_s, self._clock)

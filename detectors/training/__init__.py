@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from detectors.backbones import FaceNetwork
 from detectors.members import load_member
 from detectors.training.calibrate import fit_calibration
 from detectors.training.card import model_card
@@ -77,7 +79,13 @@ def finish(
     }
     tracks = [clip.logits for found in clips.values() for clip in found]
     fitted = fit_calibration(logits, faces.labels, faces.identity, tracks, _calibration_data(len(logits)))
-    metrics = evaluate(logits, faces, fitted.calibration, authentic, clips) | {"calibration": fitted.report}
+    trained = FaceNetwork(recipe.architecture())
+    trained.load_state_dict(tensors)
+    unrounded = score(trained.eval(), resized(faces.images, recipe.crop.size), recipe.crop)
+    metrics = evaluate(logits, faces, fitted.calibration, authentic, clips) | {
+        "calibration": fitted.report,
+        "fp16_logit_change": float(np.abs(logits - unrounded).max()),
+    }
     export_member(directory, tensors, recipe, fitted.calibration, facts | {"metrics": _summary(metrics)})
     described = {
         "parameters": sum(p.numel() for p in member.module.parameters()),

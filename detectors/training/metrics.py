@@ -21,21 +21,25 @@ def auc(scores: FloatArray, labels: IntArray) -> float:
     return float(above / (positives * negatives))
 
 
-def log_loss(logits: FloatArray, labels: IntArray) -> float:
-    """Mean negative log likelihood of the labels, in nats."""
+def log_loss(logits: FloatArray, labels: IntArray, weights: FloatArray | None = None) -> float:
+    """Mean negative log likelihood of the labels, in nats; weighted when weights [N] are given."""
     signed = np.where(labels == 1, -logits, logits).astype(np.float64)
-    return float(np.logaddexp(0, signed).mean())
+    return float(np.average(np.logaddexp(0, signed), weights=weights))
 
 
-def calibration_error(probabilities: FloatArray, labels: IntArray, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal width, 0..1."""
+def calibration_error(
+    probabilities: FloatArray, labels: IntArray, weights: FloatArray | None = None, bins: int = 15
+) -> float:
+    """Expected calibration error over bins of equal width, 0..1; weighted when weights [N] are given."""
+    weights = np.ones(len(labels)) if weights is None else weights
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     error = 0.0
     for b in range(bins):
         inside = place == b
         if inside.any():
-            error += inside.mean() * abs(probabilities[inside].mean() - labels[inside].mean())
-    return float(error)
+            gap = np.average(probabilities[inside] - labels[inside], weights=weights[inside])
+            error += weights[inside].sum() * abs(gap)
+    return float(error / weights.sum())
 
 
 def bootstrap_by_identity(

@@ -93,9 +93,11 @@ class Detect:
             member=f"detect-{self._runs}",
         )
 
-    def run(self, until: Callable[["Detect"], bool] | None = None, seconds: float = 60.0) -> None:
+    def run(
+        self, until: Callable[["Detect"], bool] | None = None, seconds: float = 60.0, log: Any = None
+    ) -> None:
         """Let a worker work until all media is applied (or `until`), then stop it in order."""
-        worker = self.worker()
+        worker = self.worker(log)
         thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         deadline = Deadline(seconds, self.clock)
@@ -110,7 +112,7 @@ class Detect:
 
     def run_killed(self, after_commits: int) -> bool:
         """Let a worker work until its n-th commit, which fails as if the process died; return if it came."""
-        worker = self.worker(Dying(self.log, after_commits))
+        worker = self.worker(dying(self.log, after_commits))
         thread = threading.Thread(target=_quiet(worker.run), daemon=True)
         thread.start()
         deadline = Deadline(60, self.clock)
@@ -147,33 +149,54 @@ class Detect:
         return topic_name(self.config, topic)
 
 
-class Dying:
-    """A log whose consumer dies at its n-th commit, before anything of it is written."""
+class Faulty:
+    """A log whose consumer's n-th commits (from 0) fail, before anything of them is written."""
 
-    def __init__(self, log: SqliteLog, after: int) -> None:
+    def __init__(self, log: SqliteLog, fail: Callable[[int, Consumer], None]) -> None:
         self._log = log
-        self._after = after
+        self._fail = fail
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
     def consumer(self, *args: Any) -> Any:
-        return _DyingConsumer(self._log.consumer(*args), self._after)
+        return _FaultyConsumer(self._log.consumer(*args), self._fail)
 
 
-class _DyingConsumer:
-    def __init__(self, consumer: Consumer, after: int) -> None:
+class _FaultyConsumer:
+    def __init__(self, consumer: Consumer, fail: Callable[[int, Consumer], None]) -> None:
         self._consumer = consumer
-        self._left = after
+        self._fail = fail
+        self._commits = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
 
     def commit(self, outputs: Sequence[OutRecord], positions: Mapping[TopicPartition, int]) -> None:
-        if self._left == 0:
-            raise KilledError
-        self._left -= 1
+        self._commits += 1
+        self._fail(self._commits - 1, self._consumer)
         self._consumer.commit(outputs, positions)
+
+
+def dying(log: SqliteLog, after: int) -> Faulty:
+    """Return a log on which the worker dies at a commit."""
+
+    def fail(commit: int, consumer: Consumer) -> None:
+        if commit >= after:
+            raise KilledError
+
+    return Faulty(log, fail)
+
+
+def fencing(log: SqliteLog, at: Collection[int]) -> Faulty:
+    """Return a log on which another member comes and goes at each commit of `at`."""
+
+    def fail(commit: int, consumer: Consumer) -> None:
+        if commit in at:
+            lease = consumer._lease  # type: ignore[attr-defined]
+            lease.release(consumer._database)  # type: ignore[attr-defined]
+
+    return Faulty(log, fail)
 
 
 def _quiet(run: Callable[[], None]) -> Callable[[], None]:

@@ -24,7 +24,7 @@ from detectors.readings import Box, Detection, FaceReading, Quality, Reason
 from stream.aggregate import Output, StreamAggregate
 from stream.alerts import Model, Provenance
 from stream.clock import FakeClock
-from stream.config import Config
+from stream.config import Config, Verdict
 from stream.evidence import EvidenceStore
 from stream.feeds import FeedEvent
 from stream.frames import Applied, Dropped, ScoredFrame
@@ -184,7 +184,7 @@ class Story:
     """An aggregate and all it said. Clip requests are answered at once, as the worker does."""
 
     folder: Path
-    settings: Config = field(default_factory=lambda: Config())
+    settings: Config = field(default_factory=lambda: Config(verdict=Verdict(window_s=10.0)))
     calibration: Calibration = CALIBRATION
     teller: Teller = field(default_factory=Teller)
     clip: str | None = CLIP

@@ -16,7 +16,7 @@ from detectors.calibration import Calibration
 from stream.aggregate import Output
 from stream.alerts import Publisher
 from stream.clock import FakeClock
-from stream.config import Config, Sampling
+from stream.config import Config, Sampling, Verdict
 from stream.coverage import cover
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
@@ -158,7 +158,7 @@ def test_smeared_pictures_accuse_nobody_and_hide_nothing(story: Story) -> None:
 
 def test_too_few_samples_are_stale_never_authentic(tmp_path: Path) -> None:
     # wanted 8 a second, sampled 2
-    busy = Story(tmp_path, Config(sampling=Sampling(idle_fps=8.0)))
+    busy = Story(tmp_path, Config(sampling=Sampling(idle_fps=8.0), verdict=Verdict(window_s=10.0)))
     busy.tell("a" * 30)
     assert busy.verdicts() == [(0.5, "inconclusive", "SHORT_TRACK"), (1.0, "inconclusive", "STALE")]
 
@@ -280,7 +280,7 @@ def test_sampling_follows_suspicion(story: Story) -> None:
 
 
 def test_deterministic_sampling_is_fixed(tmp_path: Path) -> None:
-    story = Story(tmp_path, Config(deterministic=True)).tell("M" * 10)
+    story = Story(tmp_path, Config(deterministic=True, verdict=Verdict(window_s=10.0))).tell("M" * 10)
     assert story.aggregate.wanted_fps() == 2.0
 
 

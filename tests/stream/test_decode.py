@@ -25,7 +25,8 @@ from tests.stream.decoding import (
     source_pictures,
     with_bytes,
 )
-from tests.stream.media import has_encoder, join_flv, make_clip, read_number
+from tests.stream.media import Image, has_encoder, join_flv, make_clip, read_number
+from tests.stream.test_shots import SIZE, scene, view
 
 KINDS = [
     ("h264", ".flv", False, 2),
@@ -89,6 +90,32 @@ def test_any_restart_point_gives_the_same_frames_after_it(
         assert [(e.decode_from, e.last_pts, e.dropped) for e in tail] == [
             (e.decode_from, e.last_pts, e.dropped) for e in applied(whole) if e.offset > offset
         ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fps", [1000.0, 6.0])
+def test_any_restart_point_finds_the_same_cuts(tmp_path: Path, seed: int, fps: float) -> None:
+    rng = np.random.default_rng(seed)
+    scenes = [scene(seed), scene(seed + 50)]
+    shots: list[Image] = []
+    while len(shots) < 100:
+        shot, speed = scenes[int(rng.integers(2))], float(rng.uniform(0, 12))
+        shots += [view(shot, speed * n) for n in range(int(rng.choice((1, 2, 5, 15))))]
+
+    def picture(index: int) -> Image:
+        return np.repeat(shots[index][:, :, None], 3, axis=2)
+
+    path = make_clip(
+        tmp_path / "shots.mp4", seconds=4.0, gop=10, size=SIZE, audio=None, picture=picture, crf=20
+    )
+    chunks = chunked(path, 120)
+    whole = run(chunks, decoder(fps=fps))
+    assert sum(frame.cut for frame in frames(whole)) > 3
+    for offset in range(len(chunks)):
+        resume, decode_from = resume_after(whole, offset)
+        place = next(n for n, event in enumerate(whole) if _ends(event, offset))
+        again = run(chunks, decoder(resume, fps=fps), decode_from)
+        assert [(f.pts, f.cut) for f in frames(again)] == [(f.pts, f.cut) for f in frames(whole[place:])]
 
 
 def _ends(event: Any, offset: int) -> bool:
@@ -167,6 +194,8 @@ def test_what_is_not_newer_is_dropped_and_changes_nothing(clips: Any) -> None:
     [late] = [event for event in applied(events) if event.offset == 7]
     assert late.meta.attachment == chunks[0][0].attachment
     assert late.meta.control is None
+    assert late.meta.pts is None
+    assert not late.meta.starts_on_keyframe
     assert sum(event.meta.control is Control.END for event in applied(events)) == 1
 
 
@@ -372,3 +401,64 @@ def test_every_phase_can_end_in_a_new_epoch() -> None:
 def test_the_frame_numbers_are_what_was_drawn(clips: Any) -> None:
     got = frames(run(chunked(clips(size=(160, 120), crf=20))))
     assert [read_number(frame.image) for frame in got] == list(range(60))
+
+
+@pytest.mark.parametrize(("chunk_ms", "fps"), [(50, 6.0), (130, 6.0), (1000, 6.0), (70, 2.0), (5000, 2.0)])
+def test_any_chunking_gives_the_same_samples(clips: Any, chunk_ms: int, fps: float) -> None:
+    path = clips(seconds=4.0, bframes=3, suffix=".mp4")
+    whole = [shown(frame) for frame in frames(run(chunked(path, 400), decoder(fps=fps)))]
+    assert [shown(frame) for frame in frames(run(chunked(path, chunk_ms), decoder(fps=fps)))] == whole
+    assert 4.0 * fps <= len(whole) + 1 <= 4.0 * fps + 2
+
+
+def test_encoders_that_do_not_say_how_far_they_reorder(clips: Any) -> None:
+    chunks = [
+        (
+            replace(
+                meta, codec=meta.codec and replace(meta.codec, extradata=without_vui(meta.codec.extradata))
+            ),
+            value,
+        )
+        for meta, value in chunked(clips("h264", ".mp4", bframes=3), 160)
+    ]
+    whole = run(chunks)
+    assert [frame.pts for frame in frames(whole)] == [512 * n for n in range(60)]
+    for offset in range(len(chunks)):
+        resume, decode_from = resume_after(whole, offset)
+        place = next(n for n, event in enumerate(whole) if _ends(event, offset))
+        again = frames(run(chunks, decoder(resume), decode_from))
+        assert [shown(frame) for frame in again] == [shown(frame) for frame in frames(whole[place:])]
+
+
+def without_vui(avcc: bytes) -> bytes:
+    """Return an avcC whose SPS (High profile, as x264 writes it) ends before its VUI (H.264, 7.3.2.1.1)."""
+    length = int.from_bytes(avcc[6:8], "big")
+    sps = avcc[8 : 8 + length].replace(b"\0\0\3", b"\0\0")
+    bits = "".join(f"{byte:08b}" for byte in sps)
+    place = 32
+
+    def golomb() -> int:
+        nonlocal place
+        zeros = bits.index("1", place) - place
+        value = int(bits[place + zeros : place + 2 * zeros + 1], 2) - 1
+        place += 2 * zeros + 1
+        return value
+
+    assert [golomb(), golomb(), golomb(), golomb()] == [0, 1, 0, 0]  # id, 4:2:0, 8 bits, 8 bits
+    place += 2
+    golomb()  # frame number
+    assert golomb() == 0  # order of output given by numbers
+    golomb()
+    golomb()  # reference frames
+    place += 1
+    golomb(), golomb()  # size
+    assert bits[place] == "1"  # frames only
+    place += 2
+    place += 1
+    if bits[place - 1] == "1":
+        golomb(), golomb(), golomb(), golomb()  # cropping
+    assert bits[place] == "1"  # there is a VUI
+    short = bits[:place] + "01"
+    short += "0" * (-len(short) % 8)
+    plain = bytes(int(short[at : at + 8], 2) for at in range(0, len(short), 8))
+    return avcc[:6] + len(plain).to_bytes(2, "big") + plain + avcc[8 + length :]

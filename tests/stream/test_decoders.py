@@ -411,20 +411,28 @@ for record in as_records(chunked(Path(sys.argv[1])))[:2]:
 while not pool.poll(0.1):
     pass
 print(pool._streams["cam"].child.process.pid, flush=True)
-time.sleep(3600)
+time.sleep(float(sys.argv[2]))
 """
 
 
 def test_children_die_with_their_parent(clip: Path) -> None:
     root = str(Path(__file__).parents[2])
     with psutil.Popen(
-        [sys.executable, "-c", ORPHAN, str(clip)], stdout=subprocess.PIPE, cwd=root, text=True
+        [sys.executable, "-c", ORPHAN, str(clip), "3600"], stdout=subprocess.PIPE, cwd=root, text=True
     ) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         assert child.is_running()
         parent.kill()
         child.wait(timeout=PATIENCE_S)
     assert not child.is_running()
+
+
+def test_a_pool_that_nobody_shut_down_does_not_keep_its_process(clip: Path) -> None:
+    command = [sys.executable, "-c", ORPHAN, str(clip), "0"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert not psutil.pid_exists(int(done.stdout))
 
 
 def test_wrong_use_is_refused(pool: DecoderPool, clip: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from stream.config import LogSettings
 from stream.records import Kind, Topic
-from tests.stream.detecting import Detect, chunked, kinds
+from tests.stream.detecting import Detect, chunked, fencing, kinds
 from tests.stream.marker import write_clip
 
 START_US = 1_700_000_000_000_000
@@ -136,3 +136,14 @@ def test_what_is_too_old_is_skipped_and_counted(tmp_path: Path, calm: Path) -> N
     dropped = [value for value in made.values(Topic.SCORES) if value["type"] == "dropped"]
     assert made.frames("a") == []
     assert sum(value["frames"] for value in dropped if value["reason"] == "STALE") == 20
+
+
+def test_a_worker_that_was_fenced_goes_on_when_it_gets_its_partitions_back(
+    tmp_path: Path, planted: Path
+) -> None:
+    whole = detect(tmp_path / "whole", ("a", planted))
+    whole.run()
+    fenced = detect(tmp_path / "fenced", ("a", planted), commit_ms=20)
+    fenced.run(log=fencing(fenced.log, (2, 5)))
+    assert fenced.frames("a") == whole.frames("a")
+    assert [told(alert) for alert in fenced.alerts()] == [told(alert) for alert in whole.alerts()]

@@ -1,0 +1,47 @@
+"""Metrics follow Prometheus' conventions and tell of decoders too."""
+
+from pathlib import Path
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream.metrics import Metrics
+from tests.stream.detecting import Detect, chunked
+from tests.stream.marker import write_clip
+
+
+def read(metrics: Metrics) -> dict[str, float]:
+    """Return samples by name and labels, as a scrape would see them."""
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    return {
+        sample.name + "".join(f",{value}" for value in sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_names_have_the_prefix_and_counters_end_in_total() -> None:
+    families = list(text_string_to_metric_families(generate_latest(Metrics().registry).decode()))
+    assert families
+    for family in families:
+        assert family.name.startswith("unmask_")
+        assert family.documentation
+        for sample in family.samples:
+            if family.type == "counter" and not sample.name.endswith("_created"):
+                assert sample.name.endswith("_total")
+
+
+def test_what_a_worker_did_is_counted(tmp_path: Path) -> None:
+    made = Detect(tmp_path)
+    made.list_source("a")
+    chunks = chunked(write_clip(tmp_path / "calm.mp4", 4), "a", 1_700_000_000_000_000)
+    made.write(chunks)
+    made.run()
+    seen = read(made.metrics)
+    assert seen["unmask_frames_total,decoded"] == 100
+    assert seen["unmask_frames_total,scored"] == 8
+    assert seen["unmask_faces_scored_total"] == 8
+    assert seen["unmask_records_total,applied"] == len(chunks)
+    assert seen["unmask_decoder_events_total,started"] == 1
+    assert seen["unmask_decoder_counts_total,sampled"] == 8
+    assert seen["unmask_commits_total"] >= 1
