@@ -4,6 +4,7 @@ Pure in media time: the same events give the same outputs, however often the agg
 `state` and restored in between. The evidence store is all it writes to: content-addressed, so repeatable.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -46,6 +47,8 @@ from stream.verdicts import (
     worst,
 )
 from stream.windows import MICRO, Sample, Window, pooled_sample, sample_of
+
+logger = logging.getLogger(__name__)
 
 Output = alerts.Output | ClipRequest
 
@@ -154,6 +157,8 @@ class StreamAggregate:
         self._said: tuple[str, tuple[str, ...]] | None = None
         self._said_us = 0
         self._sampled = self._dropped = 0
+        self.pictures_failed = 0
+        """Face pictures that the evidence store could not take, since this object was made."""
         self.ignored = 0
         """Events passed over because they were applied before, and control records that could not be read."""
 
@@ -576,8 +581,14 @@ class StreamAggregate:
         score = sample.weight * sample.fused
         if len(track.crops) >= limit and score < MARGIN * track.crops[-1].score:
             return
-        picture = self._evidence.put(png(face.crop), ".png")
-        heat = self._evidence.put(png(overlay(face.crop, face.attention)), ".png")
+        try:
+            picture = self._evidence.put(png(face.crop), ".png")
+            heat = self._evidence.put(png(overlay(face.crop, face.attention)), ".png")
+        except OSError as error:
+            # A full disk costs the picture, not the watching.
+            logger.warning("%s: picture of track %s not kept: %s", self.stream, track.key, error)
+            self.pictures_failed += 1
+            return
         crop = Crop(track.key, sample.media_us, score, picture, heat)
         track.crops = best_crops([*track.crops, crop], limit)
 
@@ -725,8 +736,8 @@ class StreamAggregate:
         if tick.video:
             return [*self._feed.to(Feed.UP, self._moment())]
         self._pass_silence()
-        if tick.code is None and self._feed.feed is Feed.NEW:
-            return []
+        if tick.code is None and self._feed.feed is not Feed.UP:
+            return []  # connecting, which is no news of a feed that was not up
         self._gap = tick.code or self._gap
         return [*self._feed.to(Feed.DOWN, self._moment(), tick.code, tick.sentence)]
 

@@ -61,7 +61,7 @@ STOP_SHARE = 0.8
 HEADER_ROOM = 64 * 1024
 """Of `max_message_bytes`, what headers may take: codec parameters with their extradata are the largest."""
 FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
-"""Each reattach is a new thread; with glibc's arena for each, memory crept up by 5 MiB in 20 reattaches."""
+"""Each reattach is a new thread and glibc gives it an arena: 240 of them grew 7 MiB, in two arenas 0.7."""
 ENTRY = "from stream.ingest import shard_main; shard_main({fd})"
 
 
