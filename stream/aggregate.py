@@ -151,6 +151,7 @@ class StreamAggregate:
         self._newest_offset = -1
         self._gap: str | None = None
         self._over = False
+        self._pictured_us = 0
         self._apparatus = ("", "", "")
         self._cut = False
         self._suspect_until_us = 0
@@ -277,6 +278,8 @@ class StreamAggregate:
             return []
         self._kind = meta.kind
         self._over = meta.control is Control.END
+        if applied.decoded or applied.warmup or meta.control is Control.START:
+            self._pictured_us = meta.capture_us
         lost = self._enter(meta.attachment, meta.epoch)
         if applied.last_pts is not None:
             last_pts = max(applied.last_pts, self._resume.last_pts or applied.last_pts)
@@ -353,6 +356,7 @@ class StreamAggregate:
             "newest_offset": self._newest_offset,
             "gap": self._gap,
             "over": self._over,
+            "pictured_us": self._pictured_us,
             "apparatus": list(self._apparatus),
             "cut": self._cut,
             "suspect_until_us": self._suspect_until_us,
@@ -391,6 +395,7 @@ class StreamAggregate:
         self._now_us, self._capture_us = state["now_us"], state["capture_us"]
         self._newest_offset = state["newest_offset"]
         self._gap, self._over = state["gap"], state["over"]
+        self._pictured_us = state["pictured_us"]
         models, engine, precision = state["apparatus"]
         self._apparatus = (models, engine, precision)
         self._cut = state["cut"]
@@ -733,6 +738,10 @@ class StreamAggregate:
         tick = from_body(Tick, body)
         if self._kind is Kind.FILE:
             return []
+        dark_s = (self._capture_us - self._pictured_us) / MICRO
+        if tick.video and dark_s > self._settings.ingest.silence_s:
+            sentence = f"packets come, but no picture could be decoded from them for {dark_s:.0f} s"
+            return [*self._feed.to(Feed.DOWN, self._moment(), Code.DECODE_FAILED.value, sentence)]
         if tick.video:
             return [*self._feed.to(Feed.UP, self._moment())]
         self._pass_silence()

@@ -196,7 +196,8 @@ class Session:
             return False
         written = {stream: feed.last.attachment for stream, feed in self._ingest.statuses().items()}
         applied = {status.stream: status.ended for status in self._worker.statuses if not status.in_hand}
-        return all(applied.get(source.id) == written.get(source.id) for source in self._sources)
+        awaited = [source.id for source in self._sources if source.id not in self._ingest.given_up]
+        return all(applied.get(stream) == written.get(stream) for stream in awaited)
 
     def _look(self) -> None:
         self._ingest.poll()

@@ -45,6 +45,9 @@ POLL_RECORDS = 64
 BACKLOG_PAUSE, BACKLOG_RESUME = 16, 4
 """Records of one stream that wait for its decoder before its partition is paused, and resumed."""
 
+FRAMES_AT_ONCE = 4
+"""Pictures the device takes at once; with `faces.max_faces` in each that is two batches of crops."""
+
 IDLE_WAIT_S = 0.02
 """How long a turn waits for the log when nothing else is to be done: adds at most this to the latency."""
 
@@ -151,7 +154,7 @@ class Worker:
         self._clock = clock
         self._metrics = metrics
         self._member = member
-        self._device = Device(reader, 1 if config.deterministic else config.engines.batch, clock)
+        self._device = Device(reader, 1 if config.deterministic else FRAMES_AT_ONCE, clock)
         self._pool = DecoderPool(config.decode, clock)
         self._bursts = BurstBudget(config.sampling.burst_budget, clock)
         self._positions = Positions()

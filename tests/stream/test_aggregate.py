@@ -20,7 +20,7 @@ from stream.config import Config, Sampling, Verdict
 from stream.coverage import cover
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
-from stream.feeds import Feed
+from stream.feeds import Feed, FeedEvent
 from stream.frames import Dropped, Failed, SampledFrame, ScoredFrame
 from stream.incidents import ClipRequest, IncidentEvent, Severity
 from stream.records import Control, Kind
@@ -236,6 +236,21 @@ def test_a_feed_goes_down_and_up_by_what_ticks_say(story: Story) -> None:
     assert controls(story, silent, silent) == ["up", "down"]
     story.tell("aa")
     assert story.feeds() == ["up", "down"]
+    assert controls(story, alive) == ["up", "down", "up"]
+
+
+def test_a_feed_whose_packets_cannot_be_decoded_is_down_until_a_picture_comes(story: Story) -> None:
+    start = {"source": "x", "scheme": "rtmp", "kind": "live"}
+    alive = (Control.TICK, tick(True))
+    assert controls(story, (Control.START, start), alive) == ["up"]
+    for _ in range(22):  # eleven seconds of packets without a picture
+        story.teller.media_us += STEP_US
+        story.apply(replace(story.teller.applied(), decoded=0))
+    dark = replace(story.teller.applied(*alive), decoded=0)
+    story.apply(dark)
+    assert story.feeds() == ["up", "down"]
+    assert [said.code for said in story.said if isinstance(said, FeedEvent)] == [None, "decode_failed"]
+    story.tell("a")
     assert controls(story, alive) == ["up", "down", "up"]
 
 
