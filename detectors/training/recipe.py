@@ -23,6 +23,7 @@ class Recipe:
     backbone: str
     attention_block: int
     dropout: float
+    mirrored: bool
     crop: CropPolicy
     seed: int
     epochs: float
@@ -38,7 +39,7 @@ class Recipe:
     ema_decay: float
 
     def architecture(self) -> Architecture:
-        return Architecture(self.backbone, self.attention_block, self.dropout)
+        return Architecture(self.backbone, self.attention_block, self.dropout, self.mirrored)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

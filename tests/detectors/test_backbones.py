@@ -63,3 +63,22 @@ def test_exports_with_a_dynamic_batch_and_agrees(network: FaceNetwork) -> None:
     faces = torch.randn(5, 3, 64, 64)
     for ours, theirs in zip(network(faces), exported.module()(faces), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mirrored_network_says_the_same_of_a_face_and_its_mirror_image() -> None:
+    network = FaceNetwork(Architecture("tf_efficientnet_lite0", attention_block=4, mirrored=True)).eval()
+    faces = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, attention = network(faces)
+        mirrored_logits, mirrored_attention = network(faces.flip(3))
+    assert logits.shape == (3,)
+    torch.testing.assert_close(logits, mirrored_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attention, mirrored_attention.flip(2), atol=1e-5, rtol=0)
+
+
+def test_training_reads_each_face_once() -> None:
+    plain = FaceNetwork(Architecture("tf_efficientnet_lite0", attention_block=4))
+    network = FaceNetwork(Architecture("tf_efficientnet_lite0", attention_block=4, mirrored=True))
+    network.load_state_dict(plain.state_dict())
+    faces = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(network.train()(faces)[0], plain.train()(faces)[0])

@@ -36,6 +36,7 @@ TINY = Recipe(
     backbone="test_efficientnet",
     attention_block=1,
     dropout=0.0,
+    mirrored=False,
     crop=CropPolicy(CropKind.TIGHT, size=32, side=0.8),
     seed=1,
     epochs=1,

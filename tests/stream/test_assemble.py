@@ -29,6 +29,7 @@ def make(folder: Path, name: str) -> Path:
         backbone="test_efficientnet",
         attention_block=1,
         dropout=0.0,
+        mirrored=False,
         crop=CropPolicy(CropKind.TIGHT, size=32, side=0.8),
         seed=1,
         epochs=1,
