@@ -100,7 +100,7 @@ class Kafka(Section):
     )
     username: str = setting("", "", "Who we are to brokers that demand SASL.")
     password_file: str = setting(
-        "", "file", "Holds the password, a mounted secret say; empty: environment variable."
+        "", "file", "Holds the password, as orchestrators mount it; empty: environment variable."
     )
     ca_file: str = setting(
         "", "PEM file", "Authorities that the brokers' certificates are checked with; empty: the system's."

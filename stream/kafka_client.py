@@ -130,7 +130,7 @@ def _ssl_context(settings: Kafka) -> ssl.SSLContext:
         raise _unreadable(
             "kafka.cert_file",
             f"{settings.cert_file} with kafka.key_file {settings.key_file}",
-            "a certificate and its key in PEM without passphrase",
+            "a certificate and its unencrypted key in PEM",
             error,
         ) from None
     return context
@@ -142,7 +142,7 @@ def _no_passphrase() -> str:
 
 
 def _unreadable(field: str, value: str, wanted: str, error: OSError) -> UnmaskError:
-    tls = error.reason or "not such a file" if isinstance(error, ssl.SSLError) else None
+    tls = (error.reason or "not so").replace("_", " ").lower() if isinstance(error, ssl.SSLError) else None
     reason = tls or (os.strerror(error.errno).lower() if error.errno else "cannot be read")
     return UnmaskError(Code.CONFIG, f"{field} is {value}; it must hold {wanted}: {reason}")
 

@@ -45,12 +45,15 @@ MAX_POLL_INTERVAL_S = 60.0
 """A member whose heart beats but which does not poll for this long is dead: twice worker.stall_s, by which a
 wedged worker has long left by itself."""
 
+LEAVE_S = 1.0
+"""Longest wait for the group's answer to a member that leaves because it was fenced."""
+
 GENERATION_S = 5.0
 """Longest wait of a commit, begun in the middle of a rebalance, for the answer that makes it acceptable."""
 
 
 class Standing(StrEnum):
-    """A member's place: MEMBER <-> FENCED, from both to OUSTED (for good) and LEFT."""
+    """A member's place: MEMBER -> FENCED -> MEMBER (anew); MEMBER -> OUSTED, for good; from each to LEFT."""
 
     MEMBER = "member"
     FENCED = "fenced"
@@ -132,7 +135,7 @@ class LogConsumer:
         self._closed = closed
         for topic in topics:
             catalog.count(topic)
-        self._transactions = Transactions(clients, f"{group}.{slot}", catalog.max_message_bytes)
+        self._transactions = Transactions(clients, f"{group}.{slot}", catalog.max_message_bytes, clock)
         self._committed: dict[TopicPartition, int] = {}
         """The partitions that are ours, with the position that the group holds or would start at."""
         self._paused: set[TopicPartition] = set()
@@ -156,12 +159,12 @@ class LogConsumer:
     def pause(self, partitions: Collection[TopicPartition]) -> None:
         self._check_assigned(partitions)
         self._paused.update(partitions)
-        self._consumer.pause(*map(_theirs, partitions))
+        self._consumer.pause(*self._held(partitions))
 
     def resume(self, partitions: Collection[TopicPartition]) -> None:
         self._check_assigned(partitions)
         self._paused.difference_update(partitions)
-        self._consumer.resume(*map(_theirs, partitions))
+        self._consumer.resume(*self._held(partitions))
 
     def committed(self, partition: TopicPartition) -> int | None:
         self._check_open()
@@ -172,7 +175,8 @@ class LogConsumer:
         self._check_assigned([partition])
         if offset < 0:
             raise ValueError(f"cannot seek {partition} to {offset}: offsets begin at 0")
-        self._consumer.seek(_theirs(partition), offset)
+        for place in self._held([partition]):
+            self._consumer.seek(place, offset)
         self._forget_ready({partition})
 
     def commit(self, outputs: Sequence[OutRecord], positions: Mapping[TopicPartition, int]) -> None:
@@ -191,8 +195,8 @@ class LogConsumer:
         }
         try:
             self._write(placed, offsets)
-        except (FencedError, UnknownError) as error:
-            self._standing = Standing.FENCED
+        except (FencedError, RejectedError, UnknownError) as error:
+            self._standing = Standing.OUSTED if _for_good(error) else Standing.FENCED
             raise self._fenced(str(error)) from error
         self._committed.update(moved)
 
@@ -238,6 +242,7 @@ class LogConsumer:
                 fetch_max_bytes=POLL_BYTES,
                 max_partition_fetch_bytes=min(POLL_BYTES, self._catalog.max_message_bytes),
                 metrics_enabled=False,
+                bootstrap_timeout_ms=round(REQUEST_S * 1000),
             )
             self._ear.consumer = self._consumer
             self._consumer.subscribe(self._topics, listener=self._ear)
@@ -257,9 +262,12 @@ class LogConsumer:
     def _turn(self, max_records: int) -> None:
         """Let kafka-python do what it can without waiting, then tell the listener."""
         if self._standing is Standing.FENCED:
-            self._rejoin()
+            self._drop_out()
+            self._join()
+            self._standing = Standing.MEMBER
         if self._standing is Standing.OUSTED:
-            raise self._fenced(f"another process is member {self._slot}")
+            self._drop_out()
+            raise self._fenced(f"another process is member {self._slot}, this one must stop")
         if not self._ear.changes and not self._ready:
             self._fetch(max_records)
         self._tell()
@@ -268,7 +276,7 @@ class LogConsumer:
         try:
             found = self._consumer.poll(timeout_ms=0, max_records=max_records)
         except errors.FencedInstanceIdError:
-            self._standing = Standing.FENCED
+            self._standing = Standing.OUSTED
         except errors.OffsetOutOfRangeError as error:
             self._raise_position(next(iter(error.args[0].items())))
         except errors.LogTruncationError as error:
@@ -299,25 +307,22 @@ class LogConsumer:
             change, partitions = self._ear.changes[0]
             if change is Change.ASSIGNED:
                 self._take_over(partitions)
+                self._listener.assigned(partitions)
+                self._consumer.resume(*map(_theirs, partitions - self._paused))
+                self._ear.changes.popleft()
+                continue
             self._ear.changes.popleft()
-            self._tell_one(change, partitions)
+            if change is Change.REVOKED:
+                self._give_up(partitions & self.assignment())
+            else:
+                self._lose(partitions & self.assignment())
 
-    def _tell_one(self, change: Change, partitions: frozenset[TopicPartition]) -> None:
-        if change is Change.ASSIGNED:
-            logger.debug("group %s: %d partitions are ours", self._group, len(partitions))
-            self._listener.assigned(partitions)
-            self._consumer.resume(*map(_theirs, partitions - self._paused))
-            return
-        ours = partitions & self.assignment()
-        if not ours:
-            return
-        if change is Change.REVOKED:
-            self._listener.revoked(ours)
-            self._forget(ours)
-        else:
-            logger.warning("group %s: our partitions went to other members", self._group)
-            self._forget(ours)
-            self._listener.lost(ours)
+    def _give_up(self, partitions: frozenset[TopicPartition]) -> None:
+        try:
+            if partitions:
+                self._listener.revoked(partitions)
+        finally:
+            self._forget(partitions)
 
     def _take_over(self, partitions: frozenset[TopicPartition]) -> None:
         # First, so that a transaction which our predecessor left open does not hold the positions back.
@@ -337,18 +342,17 @@ class LogConsumer:
             )
         return found
 
-    def _rejoin(self) -> None:
-        """Forget everything and come back as a new member; which one loses the name is Kafka's to say."""
-        logger.warning("group %s: another member has taken over, joining anew", self._group)
-        lost = self.assignment()
-        self._forget(lost)
-        self._part(0.0)
+    def _lose(self, partitions: frozenset[TopicPartition]) -> None:
+        logger.warning("group %s: our partitions went to other members", self._group)
+        self._forget(partitions)
+        if partitions:
+            self._listener.lost(partitions)
+
+    def _drop_out(self) -> None:
+        """Forget everything; whatever of ours Kafka may still know ends here."""
+        self._part(LEAVE_S)
         self._transactions.close(0.0)
-        self._standing = Standing.OUSTED if self._clients.settings.member_id else Standing.MEMBER
-        if lost:
-            self._listener.lost(lost)
-        if self._standing is Standing.MEMBER:
-            self._join()
+        self._lose(self.assignment())
 
     def _write(self, placed: Sequence[Any], offsets: Mapping[Any, Any]) -> None:
         """Write, again when a rebalance has given us a new generation while we sent the old one.
@@ -359,12 +363,12 @@ class LogConsumer:
         while True:
             group = self._consumer.group_metadata()
             if group.generation_id <= 0:
-                raise FencedError("the group has forgotten this member")
+                raise FencedError("the group has forgotten this member", successor=False)
             try:
                 return self._transactions.write(placed, offsets, group)
             except RejectedError as error:
-                if not self._follows(group, deadline):
-                    raise FencedError(str(error)) from error
+                if error.ousted or not self._follows(group, deadline):
+                    raise
 
     def _follows(self, group: Any, deadline: Deadline) -> bool:
         """Wait for a generation after that of `group`; False if there will be none for this member."""
@@ -378,6 +382,11 @@ class LogConsumer:
                 return False
             self._clock.sleep(NAP_S)
         return False
+
+    def _held(self, partitions: Collection[TopicPartition]) -> list[Any]:
+        """Return the partitions that kafka-python still has: it hands over before `revoked` is told."""
+        held = self._consumer.assignment()
+        return [place for place in map(_theirs, partitions) if place in held]
 
     def _forget(self, partitions: Collection[TopicPartition]) -> None:
         for partition in partitions:
@@ -400,6 +409,17 @@ class LogConsumer:
 
     def _fenced(self, reason: str) -> UnmaskError:
         return UnmaskError(Code.LOG_FENCED, f"another member of group {self._group} has taken over: {reason}")
+
+
+def _for_good(error: Exception) -> bool:
+    """Return whether another process has our place; coming back would only take it away again."""
+    match error:
+        case FencedError():
+            return error.successor
+        case RejectedError():
+            return error.ousted
+        case _:
+            return False
 
 
 def record_of(found: Any) -> Record:

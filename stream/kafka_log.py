@@ -68,7 +68,9 @@ class KafkaLog:
         return self._topics.count(topic)
 
     def producer(self, name: str) -> LogProducer:
-        transactions = Transactions(self._clients, f"producer.{name}", self._topics.max_message_bytes)
+        transactions = Transactions(
+            self._clients, f"producer.{name}", self._topics.max_message_bytes, self._clock
+        )
         producer = LogProducer(name, self._topics, transactions, self._clock, self._users.discard)
         self._users.add(producer)
         return producer

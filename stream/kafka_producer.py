@@ -7,10 +7,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from stream.clock import Clock
+from stream.clock import Clock, Deadline
 from stream.errors import Code, UnmaskError
 from stream.kafka_topics import KafkaTopics, Placed
-from stream.kafka_transactions import TRANSACTION_TIMEOUT_S, FencedError, Transactions, UnknownError
+from stream.kafka_transactions import TRANSACTION_TIMEOUT_S, FencedError, Transactions, UnknownError, may_pass
 from stream.records import OutRecord
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,12 @@ BATCH_BYTES = 8 * 1024 * 1024
 LINGER_S = 0.03
 """How long a producer collects records for one transaction: each costs the broker a marker in every
 partition it touched, and a chunk is half a second long."""
+
+OUTAGE_S = 60.0
+"""A batch that surely was not written is tried again for this long: a broker restarts, a leader changes."""
+
+RETRY_S = 0.5
+"""Between tries; each waits for the broker itself."""
 
 CLOSE_S = 5.0
 """For what is still open at the end of a `with`, or when the log itself is closed."""
@@ -181,12 +187,21 @@ class LogProducer:
     def _commit(self, batch: list[Placed]) -> None:
         if self._error is not None and _is_for_good(self._error):
             raise self._error
-        began = self._clock.monotonic()
+        outage = Deadline(OUTAGE_S, self._clock)
+        while True:
+            try:
+                return self._try(batch)
+            except UnmaskError as error:
+                if not may_pass(error.__cause__) or self._stopping or outage.passed():
+                    raise
+                logger.warning("producer %s tries again: %s", self._name, error)
+                self._clock.sleep(RETRY_S)
+
+    def _try(self, batch: list[Placed]) -> None:
         try:
             self._transactions.write(batch)
         except FencedError as error:
-            # So slow, it is the broker that ended the transaction; a successor is told from that by time.
-            if self._clock.monotonic() - began >= TRANSACTION_TIMEOUT_S:
+            if not error.successor:
                 raise UnmaskError(
                     Code.LOG_UNUSABLE,
                     f"producer {self._name}: Kafka ended a transaction of {TRANSACTION_TIMEOUT_S:g} s",

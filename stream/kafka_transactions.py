@@ -7,6 +7,7 @@ from typing import Any
 
 from kafka import KafkaProducer, errors
 
+from stream.clock import Clock
 from stream.errors import Code, UnmaskError
 from stream.kafka_client import KafkaClients, said, translated, within
 from stream.kafka_topics import Placed
@@ -23,12 +24,29 @@ BATCH_BYTES = 512 * 1024
 """Records of one partition that travel together: small ones compress better so, a large one goes alone."""
 
 
+RETRY_MS = 20
+"""A transaction begun right after another is refused until that one's markers are written: milliseconds."""
+
+
 class FencedError(Exception):
-    """Another writer has taken over the transactional id, or the broker has ended the transaction."""
+    """This writer's time is over. `successor`: because another has taken over the transactional id; else the
+    broker has ended the transaction. Kafka does not say which; the time that passed does.
+    """
+
+    def __init__(self, sentence: str, successor: bool) -> None:
+        super().__init__(sentence)
+        self.successor = successor
 
 
 class RejectedError(Exception):
-    """The group does not accept the positions: who sends them is no member of its present generation."""
+    """The group does not accept the positions: who sends them is no member of its present generation.
+
+    `ousted`: another process has the same place in the group, by its static name.
+    """
+
+    def __init__(self, sentence: str, ousted: bool) -> None:
+        super().__init__(sentence)
+        self.ousted = ousted
 
 
 class UnknownError(Exception):
@@ -41,8 +59,12 @@ class Transactions:
     One thread. Opening ends what a predecessor of the same id left open, so that nothing of it can follow.
     """
 
-    def __init__(self, clients: KafkaClients, transactional_id: str, max_message_bytes: int) -> None:
+    def __init__(
+        self, clients: KafkaClients, transactional_id: str, max_message_bytes: int, clock: Clock
+    ) -> None:
         self._clients = clients
+        self._clock = clock
+        self._began = 0.0
         self.id = transactional_id
         self._max_message_bytes = max_message_bytes
         self._producer: Any = None
@@ -70,21 +92,22 @@ class Transactions:
         """
         self.check(records)
         producer = self.open()
+        self._began = self._clock.monotonic()
         try:
             self._fill(producer, records, offsets, group)
         except errors.ProducerFencedError as error:
-            self.close(0.0)
-            raise FencedError(said(error)) from error
+            raise self._fenced(error) from error
         except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
             self._abort(producer)
-            raise RejectedError(said(error)) from error
-        except (errors.KafkaError, TimeoutError) as error:
+            raise RejectedError(said(error), isinstance(error, errors.FencedInstanceIdError)) from error
+        except TimeoutError as error:
+            self._drop(producer)
+            raise self._unwritten(error) from error
+        except errors.KafkaError as error:
             self._abort(producer)
             if isinstance(_cause(error), errors.ProducerFencedError):
-                raise FencedError(said(error)) from error
-            raise UnmaskError(
-                Code.LOG_UNUSABLE, f"writing as {self.id}: {said(error)}; nothing was written"
-            ) from error
+                raise self._fenced(error) from error
+            raise self._unwritten(error) from error
         self._commit(producer)
 
     def check(self, records: Sequence[Placed]) -> None:
@@ -132,8 +155,7 @@ class Transactions:
         try:
             within(ANSWER_S, producer.commit_transaction)
         except errors.ProducerFencedError as error:
-            self.close(0.0)
-            raise FencedError(said(error)) from error
+            raise self._fenced(error) from error
         except (errors.KafkaError, TimeoutError) as error:
             self._drop(producer)
             raise UnknownError(f"writing as {self.id}: {said(error)}") from error
@@ -145,6 +167,14 @@ class Transactions:
         except (errors.KafkaError, TimeoutError) as error:
             logger.debug("transaction of %s could not be ended: %s", self.id, error)
             self._drop(producer)
+
+    def _fenced(self, error: BaseException) -> FencedError:
+        self.close(0.0)
+        lasted = self._clock.monotonic() - self._began
+        return FencedError(f"writing as {self.id}: {said(error)}", lasted < TRANSACTION_TIMEOUT_S)
+
+    def _unwritten(self, error: BaseException) -> UnmaskError:
+        return UnmaskError(Code.LOG_UNUSABLE, f"writing as {self.id}: {said(error)}; nothing was written")
 
     def _drop(self, producer: Any) -> None:
         self._producer = None
@@ -160,6 +190,7 @@ class Transactions:
                 "transaction_timeout_ms": round(TRANSACTION_TIMEOUT_S * 1000),
                 "delivery_timeout_ms": round(TRANSACTION_TIMEOUT_S * 1000),
                 "request_timeout_ms": round(TRANSACTION_TIMEOUT_S * 500),
+                "retry_backoff_ms": RETRY_MS,
                 "max_block_ms": round(ANSWER_S * 1000),
                 "bootstrap_timeout_ms": round(ANSWER_S * 1000),
                 "compression_type": None if compression == "none" else compression,
@@ -181,3 +212,10 @@ def abandon(producer: Any) -> None:
 def _cause(error: BaseException) -> BaseException | None:
     """Return the reason that kafka-python put into its error beside the text."""
     return next((item for item in error.args if isinstance(item, BaseException)), None)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Return whether what failed for this reason may succeed later: nobody answered, or not yet."""
+    if isinstance(error, TimeoutError | errors.KafkaTimeoutError | errors.RetriableError):
+        return True
+    return isinstance(error, errors.KafkaError) and may_pass(_cause(error))
