@@ -216,6 +216,5 @@ def _cause(error: BaseException) -> BaseException | None:
 
 def may_pass(error: BaseException | None) -> bool:
     """Return whether what failed for this reason may succeed later: nobody answered, or not yet."""
-    if isinstance(error, TimeoutError | errors.KafkaTimeoutError | errors.RetriableError):
-        return True
-    return isinstance(error, errors.KafkaError) and may_pass(_cause(error))
+    # Of a request that timed out under a transaction kafka-python keeps but the text, in a plain KafkaError.
+    return isinstance(error, TimeoutError | errors.RetriableError) or type(error) is errors.KafkaError
