@@ -4,6 +4,7 @@ Pure in media time: the same events give the same outputs, however often the agg
 `state` and restored in between. The evidence store is all it writes to: content-addressed, so repeatable.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -46,6 +47,8 @@ from stream.verdicts import (
     worst,
 )
 from stream.windows import MICRO, Sample, Window, pooled_sample, sample_of
+
+logger = logging.getLogger(__name__)
 
 Output = alerts.Output | ClipRequest
 
@@ -148,12 +151,15 @@ class StreamAggregate:
         self._newest_offset = -1
         self._gap: str | None = None
         self._over = False
+        self._pictured_us = 0
         self._apparatus = ("", "", "")
         self._cut = False
         self._suspect_until_us = 0
         self._said: tuple[str, tuple[str, ...]] | None = None
         self._said_us = 0
         self._sampled = self._dropped = 0
+        self.pictures_failed = 0
+        """Face pictures that the evidence store could not take, since this object was made."""
         self.ignored = 0
         """Events passed over because they were applied before, and control records that could not be read."""
 
@@ -272,6 +278,8 @@ class StreamAggregate:
             return []
         self._kind = meta.kind
         self._over = meta.control is Control.END
+        if applied.decoded or applied.warmup or meta.control is Control.START:
+            self._pictured_us = meta.capture_us
         lost = self._enter(meta.attachment, meta.epoch)
         if applied.last_pts is not None:
             last_pts = max(applied.last_pts, self._resume.last_pts or applied.last_pts)
@@ -348,6 +356,7 @@ class StreamAggregate:
             "newest_offset": self._newest_offset,
             "gap": self._gap,
             "over": self._over,
+            "pictured_us": self._pictured_us,
             "apparatus": list(self._apparatus),
             "cut": self._cut,
             "suspect_until_us": self._suspect_until_us,
@@ -386,6 +395,7 @@ class StreamAggregate:
         self._now_us, self._capture_us = state["now_us"], state["capture_us"]
         self._newest_offset = state["newest_offset"]
         self._gap, self._over = state["gap"], state["over"]
+        self._pictured_us = state["pictured_us"]
         models, engine, precision = state["apparatus"]
         self._apparatus = (models, engine, precision)
         self._cut = state["cut"]
@@ -576,8 +586,14 @@ class StreamAggregate:
         score = sample.weight * sample.fused
         if len(track.crops) >= limit and score < MARGIN * track.crops[-1].score:
             return
-        picture = self._evidence.put(png(face.crop), ".png")
-        heat = self._evidence.put(png(overlay(face.crop, face.attention)), ".png")
+        try:
+            picture = self._evidence.put(png(face.crop), ".png")
+            heat = self._evidence.put(png(overlay(face.crop, face.attention)), ".png")
+        except OSError as error:
+            # A full disk costs the picture, not the watching.
+            logger.warning("%s: picture of track %s not kept: %s", self.stream, track.key, error)
+            self.pictures_failed += 1
+            return
         crop = Crop(track.key, sample.media_us, score, picture, heat)
         track.crops = best_crops([*track.crops, crop], limit)
 
@@ -722,11 +738,15 @@ class StreamAggregate:
         tick = from_body(Tick, body)
         if self._kind is Kind.FILE:
             return []
+        dark_s = (self._capture_us - self._pictured_us) / MICRO
+        if tick.video and dark_s > self._settings.ingest.silence_s:
+            sentence = f"packets come, but no picture could be decoded from them for {dark_s:.0f} s"
+            return [*self._feed.to(Feed.DOWN, self._moment(), Code.DECODE_FAILED.value, sentence)]
         if tick.video:
             return [*self._feed.to(Feed.UP, self._moment())]
         self._pass_silence()
-        if tick.code is None and self._feed.feed is Feed.NEW:
-            return []
+        if tick.code is None and self._feed.feed is not Feed.UP:
+            return []  # connecting, which is no news of a feed that was not up
         self._gap = tick.code or self._gap
         return [*self._feed.to(Feed.DOWN, self._moment(), tick.code, tick.sentence)]
 

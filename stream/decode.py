@@ -21,7 +21,7 @@ from stream.chunks import Chunk, ChunkPackets, join_parts, read_chunk
 from stream.errors import Code, UnmaskError
 from stream.frames import Applied, DecoderEvent, Dropped, Failed, ResumePoint, SampledFrame
 from stream.pictures import Pictures
-from stream.records import ChunkMeta, CodecParameters, Control
+from stream.records import ChunkMeta, CodecParameters, Control, check_times
 from stream.sampling import Sampler
 from stream.shots import HISTORY, ShotDetector, thumbnail
 
@@ -210,6 +210,8 @@ class StreamDecoder:
         self._skipped: dict[DropReason, _Skipped] = {}
         self._holes: list[Dropped] = []
         self._error: str | None = None
+        self._before: int | None = None
+        """Where decoding began when the present record came: what it failed on, it failed on with that."""
         self._reported = Counts()
         self.counts = Counts()
 
@@ -232,17 +234,28 @@ class StreamDecoder:
             yield from self._apply(offset, meta, value)
         except UnmaskError as error:
             self.counts.invalid += error.code is Code.CHUNK_INVALID
-            yield self._failed(offset, meta, error.code, str(error))
+            yield self._broken(offset, meta, value, error.code, str(error))
         except Exception as error:
             # The last line before hostile bytes: whatever PyAV stumbles over is this record's fault.
             logger.debug("%s: record %d failed", meta.stream, offset, exc_info=True)
             if self._run is not None:
                 self._spoil()
             sentence = f"record {offset} could not be decoded ({type(error).__name__}: {error})"
-            yield self._failed(offset, meta, Code.DECODE_FAILED, sentence)
+            yield self._broken(offset, meta, value, Code.DECODE_FAILED, sentence)
+
+    def _broken(
+        self, offset: int, meta: ChunkMeta, value: bytes, code: Code, sentence: str
+    ) -> Applied | Failed:
+        """Report a record that failed; a control record is applied though frames before it were not."""
+        return (
+            self._failed(offset, meta, code, sentence)
+            if meta.control is None
+            else self._applied(offset, meta, value)
+        )
 
     def _apply(self, offset: int, meta: ChunkMeta, value: bytes) -> Iterator[DecoderEvent]:
         self._error = None
+        self._before = self._decode_from
         gap = self._is_gap(meta)
         self._order = meta.order()
         if gap:
@@ -258,6 +271,8 @@ class StreamDecoder:
             return
         try:
             chunk = self._assemble(offset, meta, value)
+            if chunk is not None:
+                check_times(meta, [packet.pts for packet in chunk.video if packet.pts is not None])
         except UnmaskError:
             yield from self._interrupt()
             raise
@@ -599,7 +614,7 @@ class StreamDecoder:
         )
 
     def _failed(self, offset: int, meta: ChunkMeta, code: Code, sentence: str) -> Failed:
-        decode_from = offset if self._decode_from is None else self._decode_from
+        decode_from = offset if self._before is None else self._before
         return Failed(offset, meta, decode_from, code, sentence)
 
 

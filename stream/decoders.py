@@ -394,11 +394,28 @@ class _Stream:
         logger.error("%s: %s again at record %d; given up", self._name, code, suspect.offset)
         self._pool.totals.failed += 1
         self._done = suspect.offset
-        events.append(self._failed(suspect, code))
+        events.append(self._given_up(suspect, code))
         self._early = 0
         self.kept.clear()
         self._enter(ChildState.IDLE)
         self._advance()
+
+    def _given_up(self, record: Record, code: Code) -> Applied | Failed:
+        """Return what becomes of a record that failed twice; a control record is applied all the same.
+
+        It needs no decoder, and without its `end` a stream would never be over.
+        """
+        meta = _meta(record)
+        if meta is None or meta.control is None:
+            return self._failed(record, code)
+        decode_from = record.offset if self._decode_from is None else self._decode_from
+        last_pts = self._resume.last_pts if self._is_at(meta) else None
+        return Applied(
+            record.offset, meta, record.value or b"", decode_from, last_pts, self._early, self._early, 0
+        )
+
+    def _is_at(self, meta: ChunkMeta) -> bool:
+        return (meta.attachment, meta.epoch) == (self._resume.attachment, self._resume.epoch)
 
     def _failed(self, record: Record, code: Code) -> Failed:
         what = "killed its decoder" if code is Code.DECODER_DIED else "stalled its decoder"

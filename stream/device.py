@@ -16,6 +16,12 @@ QUEUE_ITEMS = 512
 """Bound of each queue. Frames are bounded far below it by the decoders' slots; the rest are markers of a few
 hundred bytes."""
 
+UNREADABLE = "UNREADABLE"
+"""Reason of a frame on which the reader failed."""
+
+MAX_UNREADABLE = 8
+"""Frames in a row, each alone, on which the reader may fail before it is the reader's fault, not theirs."""
+
 
 class Reader(Protocol):
     """Reads faces: `detectors.reader.FaceReader`, or a test member that knows the truth."""
@@ -31,7 +37,7 @@ class Reader(Protocol):
 
 
 class Skipped:
-    """A sampled frame that was too old to be scored; its picture is released already."""
+    """A sampled frame that was not scored, and why; its picture is released already."""
 
     __slots__ = ("dropped", "frame")
 
@@ -59,6 +65,7 @@ class Device:
         self._thread = threading.Thread(target=self._run, name="unmask-device", daemon=True)
         self._last_output = clock.monotonic()
         self._pending = 0
+        self._unreadable = 0
         self._lock = threading.Lock()
         self.error: BaseException | None = None
         self.seconds_per_frame = 0.0
@@ -69,11 +76,11 @@ class Device:
         self._thread.start()
 
     def room(self) -> bool:
-        """Return whether `offer` has room for one decoder poll's worth of work."""
-        return self._work.qsize() < QUEUE_ITEMS // 2 and self._results.qsize() < QUEUE_ITEMS // 2
+        """Return whether `offer` has room for one more piece of work."""
+        return self._work.qsize() < QUEUE_ITEMS and self._results.qsize() < QUEUE_ITEMS
 
     def offer(self, work: Work, late: bool) -> None:
-        """Queue work. Call only after `room()` said yes: the half of the queue left is the slack."""
+        """Queue work. Call only after `room()` said yes, from one thread."""
         with self._lock:
             if self._pending == 0:
                 self._last_output = self._clock.monotonic()
@@ -144,14 +151,33 @@ class Device:
             return
         begun = self._clock.monotonic()
         try:
-            readings = self._reader.read([(frame.image, frame.small) for frame, _ in batch])
-            scored = [self._scored(*item, faces) for item, faces in zip(batch, readings, strict=True)]
+            results = self._read(batch)
         finally:
             for frame, _ in batch:
                 frame.release()
         self.seconds_per_frame = (self._clock.monotonic() - begun) / len(batch)
-        for result in scored:
+        for result in results:
             self._finish(result)
+
+    def _read(self, batch: Sequence[tuple[SampledFrame, bool]]) -> list[Result]:
+        """Read a batch; if that fails (no memory, a picture nobody thought of), frame by frame.
+
+        A frame that fails alone is not scored, counted. Raises what the reader raises if all fail.
+        """
+        try:
+            readings = self._reader.read([(frame.image, frame.small) for frame, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                logger.warning("%d frames not read at once, trying each alone: %s", len(batch), error)
+                return [result for item in batch for result in self._read([item])]
+            self._unreadable += 1
+            if self._unreadable >= MAX_UNREADABLE:
+                raise
+            frame = batch[0][0]
+            logger.exception("%s: frame at pts %d cannot be read", frame.meta.stream, frame.pts)
+            return [Skipped(frame, Dropped(frame.media_us, frame.media_us, UNREADABLE, 1))]
+        self._unreadable = 0
+        return [self._scored(*item, faces) for item, faces in zip(batch, readings, strict=True)]
 
     def _scored(self, frame: SampledFrame, late: bool, faces: tuple[FaceReading, ...]) -> ScoredFrame:
         height, width = frame.image.shape[:2]

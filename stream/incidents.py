@@ -313,11 +313,12 @@ class Incidents:
         return incident.severity if incident else None
 
     def references(self) -> frozenset[str]:
-        """Return the evidence that the newest incident names, to be pinned."""
-        if self._newest is None:
+        """Return the evidence that the open incident names, to be pinned: that of others may expire."""
+        incident = self._live()
+        if incident is None:
             return frozenset()
-        refs = {ref for crop in self._newest.crops for ref in (crop.crop, crop.overlay)}
-        return frozenset(refs | ({self._newest.clip_ref} if self._newest.clip_ref else set()))
+        refs = {ref for crop in incident.crops for ref in (crop.crop, crop.overlay)}
+        return frozenset(refs | ({incident.clip_ref} if incident.clip_ref else set()))
 
     def observe(self, moment: Moment, finding: Finding) -> list[Told]:
         """Apply what is accused at `moment` and return what is to be told, in order.

@@ -79,6 +79,11 @@ class FeedStatus:
     dropped_audio: int
     hung: int
 
+    @classmethod
+    def unknown(cls, stream: str, last: Last) -> "FeedStatus":
+        """Return the status of a feed that has never reported."""
+        return cls(stream, FeedPhase.CONNECTING, None, None, "", last, None, 0.0, 0, 0, 0, 0, 0, 0, 0)
+
 
 class Intake:
     """One feed. `attach` starts a reader; tests put their own in its place."""

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from stream.decoders import PoolStats
+from stream.errors import Code, UnmaskError
 
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Seconds; finest around the second or two that a live chunk takes from receipt to score."""
@@ -44,6 +45,12 @@ class Metrics:
             "unmask_dead_letters_total", "Records dead-lettered, by code", ["code"], registry=self.registry
         )
         self.commits = Counter("unmask_commits_total", "Transactions committed", registry=self.registry)
+        self.commits_refused = Counter(
+            "unmask_commits_refused_total", "Commits the log could not take", registry=self.registry
+        )
+        self.pictures_failed = Counter(
+            "unmask_pictures_failed_total", "Evidence pictures that could not be kept", registry=self.registry
+        )
         self.position_errors = Counter(
             "unmask_position_errors_total", "Positions outside of what the log holds", registry=self.registry
         )
@@ -106,5 +113,12 @@ class Metrics:
         yield from (children, events, counted)
 
     def serve(self, port: int) -> None:
-        """Serve `/metrics` on loopback at `port` until the process ends."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        """Serve `/metrics` on loopback at `port` until the process ends.
+
+        Raises `UnmaskError` (CONFIG) if the port cannot be had.
+        """
+        try:
+            start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        except OSError as error:
+            sentence = f"worker.metrics_port is {port} ({error.strerror}); name a free one, or 0 for none"
+            raise UnmaskError(Code.CONFIG, sentence) from error

@@ -26,6 +26,16 @@ class Positions:
         """Begin to follow `partition`; re-reading below `committed` (warm-up) never moves it back."""
         self._partitions[partition] = _Partition(committed, committed)
 
+    def skip(self, partition: TopicPartition, offset: int) -> None:
+        """Reading goes on at `offset`, past what cannot be read; what is in hand still holds the position."""
+        state = self._partitions[partition]
+        state.next_read = offset
+        state.committed = min(state.committed, offset)
+
+    def settled(self, partition: TopicPartition, offset: int) -> bool:
+        """Return whether the record lies below the committed position: what it led to is written."""
+        return offset < self._partitions[partition].committed
+
     def forget(self, partition: TopicPartition) -> None:
         self._partitions.pop(partition, None)
 

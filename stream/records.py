@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -14,6 +14,11 @@ E = TypeVar("E", bound=StrEnum)
 
 SCHEMA = 1
 """Version written into every record; a reader accepts its own and the one before (DESIGN 3.1)."""
+
+TIME_BASE = re.compile(r"[0-9]{1,12}/[0-9]{1,12}")
+
+FARTHEST_US = 62_000_000_000_000_000
+"""Times lie within this of 1970, about the years 5 to 3934: what lies beyond has no date to be told by."""
 
 STREAM_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -175,7 +180,7 @@ def decode_headers(stream: str, headers: Mapping[str, bytes]) -> ChunkMeta:
     text = _Headers(headers)
     control = text.optional("control")
     pts = text.optional("pts")
-    return ChunkMeta(
+    meta = ChunkMeta(
         stream=check_stream_id(stream),
         attachment=text.required("attachment"),
         epoch=text.integer("epoch"),
@@ -194,6 +199,19 @@ def decode_headers(stream: str, headers: Mapping[str, bytes]) -> ChunkMeta:
         part=text.integer("part"),
         parts=text.integer("parts"),
     )
+    check_times(meta, [] if meta.pts is None else [meta.pts])
+    return meta
+
+
+def check_times(meta: ChunkMeta, pts: Iterable[int]) -> None:
+    """Raise `UnmaskError` (CHUNK_INVALID) if a time of the chunk, or of a pts in it, is no date."""
+    times = [("capture_time", meta.capture_us), ("epoch_anchor", meta.epoch_anchor_us)]
+    for name, us in [*times, *(("pts", meta.media_us(value)) for value in pts)]:
+        if abs(us) > FARTHEST_US:
+            raise UnmaskError(
+                Code.CHUNK_INVALID,
+                f"{name} means more than {FARTHEST_US} us from 1970; it must be a time near ours",
+            )
 
 
 def check_schema(headers: Mapping[str, bytes]) -> int:
@@ -244,8 +262,9 @@ class _Headers:
     def time_base(self) -> Fraction:
         value = self.required("time_base")
         try:
-            base = Fraction(value)
-        except (ValueError, ZeroDivisionError):
+            # Fraction takes exponents too, and a stranger's 1e999999999 would take for ever.
+            base = Fraction(value) if TIME_BASE.fullmatch(value) else Fraction(0, 0)
+        except ZeroDivisionError:
             raise self._bad("time_base", repr(value[:40]), "seconds as N/D, like 1/90000") from None
         if base <= 0:
             raise self._bad("time_base", repr(value[:40]), "above 0")

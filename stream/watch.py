@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,9 @@ from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.ingest import IngestSupervisor
 from stream.intake import FeedStatus, Last
-from stream.log import Log, TopicPartition
+from stream.log import Log, PositionError, TopicPartition
 from stream.metrics import Metrics
-from stream.records import SCHEMA, Kind, OutRecord, Record, Topic
+from stream.records import SCHEMA, ChunkMeta, Kind, OutRecord, Record, Topic, decode_headers
 from stream.sources import Scheme, Source, parse_sources
 from stream.sqlite_log import SqliteLog
 from stream.states import read_states
@@ -133,14 +133,37 @@ class Session:
             producer.flush(self._config.worker.shutdown_s)
 
     def _last(self) -> dict[str, Last]:
-        """Return where earlier runs left the streams of these sources."""
-        topic, names = topic_name(self._config, Topic.STATE), {source.id for source in self._sources}
-        found = {}
+        """Return where earlier runs left the streams of these sources.
+
+        What they wrote may not be applied yet: a file is read ahead of what is looked at. Where that ends
+        counts, or the time of what comes now would lie before it.
+        """
+        names = {source.id for source in self._sources}
+        unread = list(self._unread())  # first: what is applied meanwhile is in the states
+        topic = topic_name(self._config, Topic.STATE)
+        found: dict[str, Last] = {}
         for number in range(self._log.partitions(topic)):
             for stream, state in read_states(self._log, TopicPartition(topic, number)).items():
                 if stream in names:
                     found[stream] = Last(state["resume"]["attachment"], state["now_us"])
-        return found
+        for meta in unread:
+            known = found.get(meta.stream, Last())
+            ends_us = 0 if meta.pts is None else meta.media_us(meta.pts) + 1000 * self._config.media.chunk_ms
+            found[meta.stream] = Last(
+                max(known.attachment, meta.attachment), max(known.media_end_us, ends_us)
+            )
+        return {stream: last for stream, last in found.items() if stream in names}
+
+    def _unread(self) -> Iterator[ChunkMeta]:
+        """Yield what the media records say that detect has not applied yet."""
+        topic, group = topic_name(self._config, Topic.MEDIA), f"{self._config.prefix}-detect"
+        for number in range(self._log.partitions(topic)):
+            partition = TopicPartition(topic, number)
+            start = max(self._log.begin_offset(partition), self._log.group_position(group, partition) or 0)
+            with suppress(PositionError):  # damaged: the worker tells of it and goes on behind it
+                for record in self._log.read(partition, start):
+                    with suppress(UnmaskError):
+                        yield decode_headers(record.key, record.headers)
 
     def _work(self) -> None:
         try:
@@ -163,13 +186,18 @@ class Session:
 
     def _over(self) -> bool:
         """Whether nothing more can come: the worker failed, or every source ended and all is applied."""
+        if self._worker.error is None and not self._worker.healthy():
+            # With an error it also commits nothing, should it wake up while we stop.
+            sentence = f"detect has done nothing for {self._config.worker.stall_s:g} s"
+            self._worker.error = UnmaskError(Code.STAGE_WEDGED, sentence)
         if self._worker.error is not None:
             return True
         if not self._ingest.finished():
             return False
         written = {stream: feed.last.attachment for stream, feed in self._ingest.statuses().items()}
         applied = {status.stream: status.ended for status in self._worker.statuses if not status.in_hand}
-        return all(applied.get(source.id) == written.get(source.id) for source in self._sources)
+        awaited = [source.id for source in self._sources if source.id not in self._ingest.given_up]
+        return all(applied.get(stream) == written.get(stream) for stream in awaited)
 
     def _look(self) -> None:
         self._ingest.poll()

@@ -7,6 +7,7 @@ for decoding or inference: a full queue pauses the partition.
 
 import json
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -25,13 +26,14 @@ from stream.decoders import DecoderPool
 from stream.device import Device, Reader, Result, Skipped
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore, references
-from stream.feeds import Feed, FeedEvent
-from stream.frames import Applied, Dropped, Failed, SampledFrame, ScoredFrame
-from stream.incidents import ClipRequest, IncidentEvent
+from stream.feeds import TOLD, Feed, FeedEvent
+from stream.frames import Applied, DecoderEvent, Dropped, Failed, SampledFrame, ScoredFrame
+from stream.incidents import ClipRequest, IncidentEvent, Moment
+from stream.ingest import media_partition
 from stream.log import Log, PositionError, TopicPartition
 from stream.metrics import Metrics
 from stream.positions import Positions
-from stream.records import SCHEMA, Kind, OutRecord, Record, Topic, decode_headers
+from stream.records import SCHEMA, Kind, OutRecord, Record, Topic, decode_headers, new_attachment
 from stream.states import POSITION_KEY, read_states
 from stream.topics import topic_name
 
@@ -43,6 +45,9 @@ POLL_RECORDS = 64
 BACKLOG_PAUSE, BACKLOG_RESUME = 16, 4
 """Records of one stream that wait for its decoder before its partition is paused, and resumed."""
 
+FRAMES_AT_ONCE = 4
+"""Pictures the device takes at once; with `faces.max_faces` in each that is two batches of crops."""
+
 IDLE_WAIT_S = 0.02
 """How long a turn waits for the log when nothing else is to be done: adds at most this to the latency."""
 
@@ -52,6 +57,9 @@ DRAIN_STEP_S = 0.005
 
 MAINTAIN_S = 5.0
 """Between passes of retention: the log may outgrow its bounds by what arrives in so much time."""
+
+SOURCES_S = 5.0
+"""Between looks at which streams are listed: short against `incidents.orphan_s`, which it adds to."""
 
 SWEEP_S = 600.0
 """Between sweeps of the evidence store; reading all alerts for references costs a second at most."""
@@ -146,7 +154,7 @@ class Worker:
         self._clock = clock
         self._metrics = metrics
         self._member = member
-        self._device = Device(reader, 1 if config.deterministic else config.engines.batch, clock)
+        self._device = Device(reader, 1 if config.deterministic else FRAMES_AT_ONCE, clock)
         self._pool = DecoderPool(config.decode, clock)
         self._bursts = BurstBudget(config.sampling.burst_budget, clock)
         self._positions = Positions()
@@ -157,7 +165,19 @@ class Worker:
         self._waiting_since: list[int] = []
         """Receipt times behind the events that wait for the next transaction."""
         self._sources: set[str] = set()
-        self._last_commit = self._maintained = self._swept = self._shown = 0.0
+        self._unheard: dict[str, float] = {}
+        """Since when each listed stream is known of which no record ever came."""
+        self._events: deque[DecoderEvent] = deque()
+        """What a poll of the decoders brought and the device had no room for; a new poll waits for it."""
+        self._full: set[TopicPartition] = set()
+        """Partitions that are not read on for now: one of their streams has enough waiting."""
+        self._behind: dict[TopicPartition, float] = {}
+        """When such a partition last moved on."""
+        self._more = False
+        """Whether the last poll left records for the next."""
+        self._refused_since: float | None = None
+        """Since when the log has taken no commit."""
+        self._last_commit = self._maintained = self._swept = self._shown = self._sources_read = 0.0
         self._drain = threading.Event()
         self._deadline: Deadline | None = None
         self._close_incidents = False
@@ -171,20 +191,33 @@ class Worker:
     def run(self) -> None:
         """Work until drained or failed; leaves the group at the end either way."""
         self.state = State.RUNNING
-        self._device.start()
-        self._consumer = self._log.consumer(
-            f"{self._config.prefix}-detect", [self._topic(Topic.MEDIA)], self, self._member
-        )
+        try:
+            self._consumer = self._log.consumer(
+                f"{self._config.prefix}-detect", [self._topic(Topic.MEDIA)], self, self._member
+            )
+            self._device.start()
+            try:
+                self._work()
+            finally:
+                self._close()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self.state = State.STOPPED
+
+    def _work(self) -> None:
         try:
             while not self._finished():
                 self._turn()
         except BaseException as error:
-            self.error, self.state = error, State.FAILED
-            logger.error("detect worker failed: %s", error)
+            # Before the group is left: a worker that failed commits nothing on its way out.
+            self._fail(error)
             raise
-        finally:
-            self._close()
-        self.state = State.STOPPED
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is None:
+            logger.error("detect worker failed: %s", error)
+        self.error, self.state = self.error or error, State.FAILED
 
     def drain(self, deadline: Deadline, close_incidents: bool = False) -> None:
         """Finish what is in hand, commit, and end `run`, within `deadline`.
@@ -203,9 +236,10 @@ class Worker:
     def _finished(self) -> bool:
         if not self._drain.is_set():
             return False
-        self.state = State.DRAINING
+        # One turn more at least: the last records may have been written since the last poll.
+        polled, self.state = self.state is State.DRAINING, State.DRAINING
         assert self._deadline is not None
-        return self._deadline.passed() or not (self._in_hand() or self._device.pending())
+        return self._deadline.passed() or (polled and not (self._in_hand() or self._device.pending()))
 
     def _in_hand(self) -> bool:
         return any(feed.in_hand or feed.backlog for feed in self._feeds.values())
@@ -214,7 +248,10 @@ class Worker:
         self.turn_at = self._clock.monotonic()
         self._check_device()
         busy = self._decoded() | self._scored()
-        self._poll(0.0 if busy else IDLE_WAIT_S)
+        if self._refused_since is None:
+            self._poll(0.0 if busy else IDLE_WAIT_S)
+        else:  # nothing more comes in until what waits for the log is written
+            self._clock.sleep(IDLE_WAIT_S)
         self._submit()
         self._check_heard()
         self._commit_if_due()
@@ -232,15 +269,36 @@ class Worker:
     def _keep_house(self) -> None:
         """Apply retention to the log and the evidence store."""
         now = self._clock.monotonic()
-        if now - self._maintained >= MAINTAIN_S:
-            self._maintained = now
-            unread = sum(self._log.maintain().unread.values())
-            if unread:
-                logger.error("retention deleted %d records that were not read yet", unread)
-                self._metrics.unread_removed.inc(unread)
-        if now - self._swept >= SWEEP_S:
-            self._swept = now
-            self._sweep()
+        try:
+            if now - self._sources_read >= SOURCES_S:
+                self._read_sources()
+            if now - self._maintained >= MAINTAIN_S:
+                self._maintained = now
+                self._maintain()
+            # Only who holds the partitions knows which pictures are about to be named.
+            if now - self._swept >= SWEEP_S and self._consumer.assignment():
+                self._swept = now
+                self._sweep()
+        except (UnmaskError, OSError) as error:
+            logger.warning("housekeeping failed, trying again: %s", error)
+
+    def _maintain(self) -> None:
+        unread = sum(self._log.maintain().unread.values())
+        if unread:
+            logger.error("retention deleted %d records that were not read yet", unread)
+            self._metrics.unread_removed.inc(unread)
+        for stream in [name for name, feed in self._feeds.items() if self._forgettable(name, feed)]:
+            feed = self._feeds.pop(stream)
+            self._outputs.append((feed.partition, self._state(feed.partition.partition, stream, None)))
+
+    def _forgettable(self, stream: str, feed: _Feed) -> bool:
+        """Whether a feed ended so long ago that none of its records, and no media time, can come again."""
+        if stream in self._sources or not feed.over or feed.in_hand or feed.backlog or feed.dirty:
+            return False
+        aggregate = feed.aggregate
+        if aggregate.open_incident is not None or aggregate.media_us > self._clock.now_us():
+            return False
+        return aggregate.applied < self._log.begin_offset(feed.partition)
 
     def _sweep(self) -> None:
         pinned = {ref for feed in self._feeds.values() for ref in feed.aggregate.references()}
@@ -272,9 +330,10 @@ class Worker:
         except PositionError as error:
             logger.error("position lost: %s", error)
             self._metrics.position_errors.inc()
-            self._positions.assign(error.partition, error.resume_at)
+            self._positions.skip(error.partition, error.resume_at)
             self._consumer.seek(error.partition, error.resume_at)
             return
+        self._more = len(records) >= POLL_RECORDS
         for record in records:
             self._take(record)
 
@@ -282,27 +341,39 @@ class Worker:
         """Queue a record for its stream's decoder, unless it was applied before or is not ours to read."""
         partition = TopicPartition(record.topic, record.partition)
         self._positions.taken(partition, record.offset)
-        feed = self._feeds.get(record.key)
-        if feed is None:
-            if not self._listed(record.key):
-                self._refuse(record, Code.CHUNK_INVALID, f"stream {record.key[:80]!r} is not in sources")
-                self._positions.applied(partition, record.offset)
-                return
-            feed = self._feeds[record.key] = self._new_feed(record.key, partition)
+        try:
+            feed = self._feed_of(record, partition)
+        except UnmaskError as error:
+            if not self._positions.settled(partition, record.offset):
+                self._metrics.dead_letters.labels(error.code.value).inc()
+                self._put_letters(partition, [record], error.code, str(error))
+            self._positions.applied(partition, record.offset)
+            return
         below = feed.aggregate.applied + 1 if feed.over else feed.aggregate.decode_from
         if record.offset < below:
             self._positions.applied(partition, record.offset)
             return
         feed.heard = self._clock.monotonic()
-        try:
-            decode_headers(record.key, record.headers)
-        except UnmaskError as error:
-            self._refuse(record, error.code, str(error))
-            self._positions.applied(partition, record.offset)
-            return
         feed.backlog.append(record)
         if len(feed.backlog) >= BACKLOG_PAUSE:
             self._consumer.pause([partition])
+
+    def _feed_of(self, record: Record, partition: TopicPartition) -> _Feed:
+        """Return the feed of a record. Raises `UnmaskError` if the record is not ours to read."""
+        stream = record.key
+        feed = self._feeds.get(stream)
+        if feed is None and not self._listed(stream):
+            raise UnmaskError(Code.CHUNK_INVALID, f"stream {stream[:80]!r} is not in sources")
+        decode_headers(stream, record.headers)
+        if feed is None:
+            feed = self._feeds[stream] = self._new_feed(stream, partition)
+        if feed.partition != partition:
+            raise UnmaskError(
+                Code.CHUNK_INVALID,
+                f"stream {stream} is in partition {feed.partition.partition}; a record of it in partition "
+                f"{partition.partition} has no place in its order",
+            )
+        return feed
 
     def _new_feed(self, stream: str, partition: TopicPartition) -> _Feed:
         return _Feed(partition, self._make_aggregate(stream), self._clock.monotonic())
@@ -317,6 +388,7 @@ class Worker:
         ready = self._consumer.assignment() - full
         if ready:
             self._consumer.resume(ready)
+        self._full = full
 
     def _submit_feed(self, stream: str, feed: _Feed) -> None:
         while feed.backlog:
@@ -337,6 +409,7 @@ class Worker:
 
     def _read_sources(self) -> None:
         """Read the topic `sources` whole: its positions mean nothing (DESIGN 3.9)."""
+        self._sources_read = self._clock.monotonic()
         topic = self._topic(Topic.SOURCES)
         for number in range(self._log.partitions(topic)):
             partition = TopicPartition(topic, number)
@@ -345,24 +418,30 @@ class Worker:
                     self._sources.discard(record.key)
                 else:
                     self._sources.add(record.key)
+        unheard = self._sources - self._feeds.keys()
+        self._unheard = {stream: self._unheard.get(stream, self._sources_read) for stream in unheard}
 
     # From the decoders through the device to the aggregates
 
     def _decoded(self) -> bool:
-        if not self._device.room():
-            return False
-        events = self._pool.poll(0.0)
-        for event in events:
-            if not isinstance(event, SampledFrame):
-                self._device.offer(event, late=False)
-                continue
-            late = self._is_late(event)
-            if late and self._config.freshness.on_late == "skip":
-                event.release()
-                self._device.offer(Skipped(event, _stale(event)), late=True)
-            else:
-                self._device.offer(event, late)
-        return bool(events)
+        if not self._events:
+            self._events.extend(self._pool.poll(0.0))
+        busy = False
+        while self._events and self._device.room():
+            self._offer(self._events.popleft())
+            busy = True
+        return busy
+
+    def _offer(self, event: DecoderEvent) -> None:
+        if not isinstance(event, SampledFrame):
+            self._device.offer(event, late=False)
+            return
+        late = self._is_late(event)
+        if late and self._config.freshness.on_late == "skip":
+            event.release()
+            self._device.offer(Skipped(event, _stale(event)), late=True)
+        else:
+            self._device.offer(event, late)
 
     def _is_late(self, frame: SampledFrame) -> bool:
         if frame.meta.kind is Kind.FILE:
@@ -417,7 +496,9 @@ class Worker:
         self._metrics.newest_media.labels("score").set(frame.media_us / 1e6)
         if feed.aggregate.live and not frame.late:
             self._metrics.latency.observe(max(0.0, (self._clock.now_us() - frame.capture_us) / 1e6))
+        failed = feed.aggregate.pictures_failed
         self._tell(feed, feed.aggregate.on_frame(frame))
+        self._metrics.pictures_failed.inc(feed.aggregate.pictures_failed - failed)
 
     def _apply_record(self, stream: str, feed: _Feed, result: Applied | Failed) -> None:
         feed.in_hand -= 1
@@ -430,12 +511,17 @@ class Worker:
             self._count(result)
             self._tell(feed, feed.aggregate.on_applied(result))
             feed.over = feed.aggregate.over
-            if feed.aggregate.live:
-                self._metrics.stream_up.labels(stream).set(feed.aggregate.feed is Feed.UP)
+            self._note_up(stream, feed)
         self._positions.applied(feed.partition, result.offset)
+        if feed.partition in self._full:
+            self._behind[feed.partition] = self._clock.monotonic()
         if feed.over and feed.in_hand == 0 and not feed.backlog:
             self._pool.close(stream)
             feed.open = False
+
+    def _note_up(self, stream: str, feed: _Feed) -> None:
+        if feed.aggregate.live:
+            self._metrics.stream_up.labels(stream).set(feed.aggregate.feed is Feed.UP)
 
     def _count(self, applied: Applied) -> None:
         self._metrics.records.labels("applied").inc()
@@ -468,7 +554,7 @@ class Worker:
                 request.peak_us,
             )
             return self._evidence.put(clip.value, CLIP_SUFFIXES[clip.content_type])
-        except (UnmaskError, OSError) as error:
+        except Exception as error:  # chunks are strangers' bytes: the clip may fail, the watching must not
             logger.warning("%s: no clip of incident %s: %s", request.stream, request.incident, error)
             self._metrics.clips_failed.inc()
             return None
@@ -484,12 +570,12 @@ class Worker:
     def _dead_letter(self, partition: TopicPartition, stream: str, failed: Failed) -> None:
         logger.warning("%s: record %s dead-lettered: %s", stream, failed.offset, failed.sentence)
         self._metrics.dead_letters.labels(failed.code.value).inc()
-        records = self._records_of(partition, stream, failed.decode_from, failed.offset + 1)
+        try:
+            records = list(self._records_of(partition, stream, failed.decode_from, failed.offset + 1))
+        except UnmaskError as error:
+            logger.warning("%s: records before %d are lost: %s", stream, failed.offset, error)
+            return
         self._put_letters(partition, records, failed.code, failed.sentence)
-
-    def _refuse(self, record: Record, code: Code, sentence: str) -> None:
-        self._metrics.dead_letters.labels(code.value).inc()
-        self._put_letters(TopicPartition(record.topic, record.partition), [record], code, sentence)
 
     def _put_letters(
         self, partition: TopicPartition, records: Iterable[Record], code: Code, sentence: str
@@ -500,20 +586,62 @@ class Worker:
 
     def _check_heard(self) -> None:
         """Say so when nobody writes a feed's records any more; a closed decoder or a file needs no writer."""
-        now = self._clock.monotonic()
-        for feed in self._feeds.values():
-            if feed.over or now - feed.heard < self._config.incidents.orphan_s:
+        if self._more:
+            return  # behind, after a suspension say: absent is what the end of the log does not show
+        now, orphan_s = self._clock.monotonic(), self._config.incidents.orphan_s
+        for stream, feed in self._feeds.items():
+            # What was not read yet is not absent, as long as reading goes on.
+            heard = max(feed.heard, self._behind.get(feed.partition, feed.heard))
+            if feed.over or now - heard < orphan_s:
                 continue
             outputs = feed.aggregate.on_orphan()
             feed.dirty |= bool(outputs)
             self._tell(feed, outputs)
+            self._note_up(stream, feed)
+        for stream, since in self._unheard.items():
+            if now - since >= orphan_s and stream not in self._feeds:
+                self._unheard[stream] = math.inf
+                self._tell_unheard(stream)
+
+    def _tell_unheard(self, stream: str) -> None:
+        """Tell of a listed stream that nobody ever wrote a record of: there is no feed to do it."""
+        partition = TopicPartition(
+            self._topic(Topic.MEDIA), media_partition(stream, self._config.media.partitions)
+        )
+        if partition not in self._consumer.assignment():
+            return
+        now_us = self._clock.now_us()
+        # There is no attachment yet; a name of its own keeps the event's id from ever coming twice.
+        moment = Moment(now_us, new_attachment(now_us), epoch=0, capture_us=None)
+        sentence = f"listed, and no record for {self._config.incidents.orphan_s:g} s: nobody is watching it"
+        event = FeedEvent(stream, TOLD[Feed.UNWATCHED], 1, moment, "orphan", sentence)
+        self._outputs.append((partition, self._publisher.record(event)))
+        self._urgent = True
+        self._metrics.events.labels(type(event).__name__).inc()
+        self._metrics.stream_up.labels(stream).set(0)
 
     # Commit
 
     def _commit_if_due(self) -> None:
         due = self._clock.monotonic() - self._last_commit >= self._config.log.commit_ms / 1000
-        if due or self._urgent:
+        if not due and (not self._urgent or self._refused_since is not None):
+            return
+        try:
             self._commit()
+        except UnmaskError as error:
+            self._bear(error)
+        else:
+            self._refused_since = None
+
+    def _bear(self, error: UnmaskError) -> None:
+        """Keep what the log would not take, to try again; raise `error` after `stall_s` of that."""
+        now = self._clock.monotonic()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        lasts = now - self._refused_since > self._config.worker.stall_s
+        if lasts or error.code not in (Code.LOG_FULL, Code.LOG_UNUSABLE):
+            raise error
+        logger.warning("nothing committed, trying again: %s", error)
+        self._metrics.commits_refused.inc()
 
     def _commit(self) -> None:
         """Write outputs, states and positions in one transaction."""
@@ -550,7 +678,7 @@ class Worker:
     def _position_record(self, partition: TopicPartition, offset: int) -> OutRecord:
         return self._state(partition.partition, POSITION_KEY, str(offset).encode())
 
-    def _state(self, partition: int, key: str, value: bytes) -> OutRecord:
+    def _state(self, partition: int, key: str, value: bytes | None) -> OutRecord:
         return OutRecord(
             topic=self._topic(Topic.STATE),
             key=key,
@@ -567,15 +695,14 @@ class Worker:
         self._read_sources()
         for partition in partitions:
             begin = self._log.begin_offset(partition)
-            committed = self._consumer.committed(partition)
-            position = begin if committed is None else committed
-            start = position
+            start = position = self._position(partition, begin)
             states = TopicPartition(self._topic(Topic.STATE), partition.partition)
             for stream, state in read_states(self._log, states).items():
                 feed = self._feeds[stream] = self._new_feed(stream, partition)
                 feed.aggregate.restore(state)
                 feed.over = feed.aggregate.over
-                if not feed.over:
+                # Of a feed that broke off so long ago there is nothing left to go on from.
+                if not feed.over and feed.aggregate.decode_from >= begin:
                     start = min(start, feed.aggregate.decode_from)
                 request = feed.aggregate.due_clip()
                 if request is not None:
@@ -583,6 +710,15 @@ class Worker:
             self._positions.assign(partition, position)
             self._consumer.seek(partition, max(begin, start))
         self.assigned_once.set()
+
+    def _position(self, partition: TopicPartition, begin: int) -> int:
+        """Return the next record to apply; what retention took before it was read is told, not jumped."""
+        committed = self._consumer.committed(partition)
+        if committed is None or committed >= begin:
+            return begin if committed is None else committed
+        logger.error("%s: records %d to %d went before they were read", partition, committed, begin - 1)
+        self._metrics.position_errors.inc()
+        return begin
 
     def revoked(self, partitions: Collection[TopicPartition]) -> None:
         """Finish what is in hand, commit, and let go; a worker that failed commits nothing."""
@@ -610,20 +746,35 @@ class Worker:
 
     def lost(self, partitions: Collection[TopicPartition]) -> None:
         """Forget partitions without writing anything."""
-        self._empty_device()
         for stream in [name for name, feed in self._feeds.items() if feed.partition in partitions]:
             if self._feeds.pop(stream).open:
                 self._pool.close(stream)
+        self._forget_events()
+        self._empty_device()
         self._outputs = [item for item in self._outputs if item[0] not in partitions]
+        self._unheard.clear()
         for partition in partitions:
             self._positions.forget(partition)
 
     def _empty_device(self) -> None:
-        """Discard what the device still holds: it must not meet the state of a later assignment."""
+        """Let the device finish what it holds: it must not meet the state of a later assignment.
+
+        What belongs to feeds that are gone is passed over, as `_apply` does; the rest is applied.
+        """
         deadline = Deadline(self._config.worker.stall_s, self._clock)
         while self._device.pending() and self._device.error is None and not deadline.passed():
-            self._device.take()
+            self._scored()
             self._clock.sleep(DRAIN_STEP_S)
+
+    def _forget_events(self) -> None:
+        """Drop what decoders brought of feeds that are gone."""
+        kept: deque[DecoderEvent] = deque()
+        for event in self._events:
+            if event.meta is not None and event.meta.stream in self._feeds:
+                kept.append(event)
+            elif isinstance(event, SampledFrame):
+                event.release()
+        self._events = kept
 
     def _close(self) -> None:
         deadline = self._deadline or Deadline(self._config.worker.shutdown_s, self._clock)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from detectors.backbones import FaceNetwork
 from detectors.crops import CropPolicy, to_tensor
-from detectors.training.data import Faces, load_authentic, load_faces, pair_batches, resized
+from detectors.training.data import DataError, Faces, load_authentic, load_faces, pair_batches, resized
 from detectors.training.imagenet import load_imagenet
 from detectors.training.metrics import auc, log_loss
 from detectors.training.recipe import Recipe, load_recipe
@@ -113,6 +113,10 @@ class _Run:
         self.check_images, self.check_labels = resized(check.images, recipe.crop.size), check.labels
         self.clock, self.on_progress = clock, on_progress
         self.per_epoch = len(faces.pairs()) // recipe.pairs
+        if not self.per_epoch:
+            raise DataError(
+                f"train: {len(faces.pairs())} pairs, expected at least {recipe.pairs} for one batch"
+            )
         self.steps = math.ceil(self.per_epoch * recipe.epochs)
         torch.manual_seed(recipe.seed)
         self.network = FaceNetwork(recipe.architecture())
@@ -156,7 +160,8 @@ class _Run:
             if now - saved >= CHECKPOINT_S:
                 self._save()
                 saved = now
-        self._evaluate(float(np.mean(losses)) if losses else float("nan"))
+        if losses:
+            self._evaluate(float(np.mean(losses)))
         self._save()
         return self._record()
 
@@ -199,7 +204,7 @@ class _Run:
             "val_auc": auc(logits, self.check_labels),
         }
         state.history.append(row)
-        torch.save(self.average.tensors, self.out_dir / "average.pt")
+        _replace(self.out_dir / "average.pt", self.average.tensors)
         _write_csv(self.out_dir / "record.csv", state.history)
         (self.out_dir / "record.json").write_text(json.dumps(self._record(), indent=2))
         learning_curve(state.history, self.out_dir / "curve.png")
@@ -235,8 +240,8 @@ class _Run:
         )
 
     def _save(self) -> None:
-        part = self.out_dir / "checkpoint.part"
-        torch.save(
+        _replace(
+            self.out_dir / "checkpoint.pt",
             {
                 "format": FORMAT,
                 "recipe": json.dumps(self.recipe.to_json()),
@@ -247,9 +252,7 @@ class _Run:
                 "elapsed_s": self.progress.elapsed_s,
                 "history": self.progress.history,
             },
-            part,
         )
-        part.replace(self.out_dir / "checkpoint.pt")
 
     def _resume(self) -> None:
         path = self.out_dir / "checkpoint.pt"
@@ -360,6 +363,13 @@ def _keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_max = -1, -4
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _replace(path: Path, content: object) -> None:
+    """Writes beside the file and renames, so that a kill leaves the old one or the new one, whole."""
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    part.replace(path)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

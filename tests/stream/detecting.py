@@ -58,6 +58,9 @@ class Detect:
     def list_source(self, stream: str) -> None:
         self._send([OutRecord(self.topic(Topic.SOURCES), stream, b"{}", {"schema": b"1"}, 0)])
 
+    def unlist_source(self, stream: str) -> None:
+        self._send([OutRecord(self.topic(Topic.SOURCES), stream, None, {"schema": b"1"}, 0)])
+
     def write(self, chunks: Sequence[Chunk], partition: int = 0) -> None:
         self._send(
             [

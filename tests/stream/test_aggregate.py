@@ -20,7 +20,7 @@ from stream.config import Config, Sampling, Verdict
 from stream.coverage import cover
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
-from stream.feeds import Feed
+from stream.feeds import Feed, FeedEvent
 from stream.frames import Dropped, Failed, SampledFrame, ScoredFrame
 from stream.incidents import ClipRequest, IncidentEvent, Severity
 from stream.records import Control, Kind
@@ -198,6 +198,13 @@ def test_the_end_of_a_live_feed_is_told_as_unwatched(story: Story) -> None:
     assert (story.feeds(), story.aggregate.over) == (["up", "unwatched", "up"], False)
 
 
+def test_connecting_again_is_no_news_of_a_feed_that_was_not_up(story: Story) -> None:
+    story.tell("aaaa$R")
+    connecting = (Control.TICK, tick(False, None))
+    assert controls(story, connecting, connecting) == ["up", "unwatched"]
+    assert controls(story, (Control.TICK, tick(False))) == ["up", "unwatched", "down"]
+
+
 def test_the_stop_of_watch_closes_and_a_restart_of_the_worker_does_not(story: Story) -> None:
     story.tell("M" * 10)
     story.aggregate = story.fresh().restore(json.loads(json.dumps(story.aggregate.state())))
@@ -229,6 +236,21 @@ def test_a_feed_goes_down_and_up_by_what_ticks_say(story: Story) -> None:
     assert controls(story, silent, silent) == ["up", "down"]
     story.tell("aa")
     assert story.feeds() == ["up", "down"]
+    assert controls(story, alive) == ["up", "down", "up"]
+
+
+def test_a_feed_whose_packets_cannot_be_decoded_is_down_until_a_picture_comes(story: Story) -> None:
+    start = {"source": "x", "scheme": "rtmp", "kind": "live"}
+    alive = (Control.TICK, tick(True))
+    assert controls(story, (Control.START, start), alive) == ["up"]
+    for _ in range(22):  # eleven seconds of packets without a picture
+        story.teller.media_us += STEP_US
+        story.apply(replace(story.teller.applied(), decoded=0))
+    dark = replace(story.teller.applied(*alive), decoded=0)
+    story.apply(dark)
+    assert story.feeds() == ["up", "down"]
+    assert [said.code for said in story.said if isinstance(said, FeedEvent)] == [None, "decode_failed"]
+    story.tell("a")
     assert controls(story, alive) == ["up", "down", "up"]
 
 
@@ -294,6 +316,19 @@ def test_pictures_of_suspicious_faces_are_on_disk_before_they_are_named(story: S
         assert story.store.path(crop.crop).read_bytes()[:4] == b"\x89PNG"
         assert story.store.path(crop.overlay).exists()
         assert {crop.crop, crop.overlay} <= story.aggregate.references()
+
+
+def test_a_full_disk_costs_the_pictures_not_the_watching(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(data: bytes, suffix: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(story.store, "put", full)
+    story.tell("M" * 10)
+    assert story.told()[0][0] == "opened"
+    assert story.incidents()[0].crops == ()
+    assert story.aggregate.pictures_failed > 0
 
 
 def test_the_clip_is_asked_for_where_its_chunks_lie(story: Story) -> None:

@@ -297,8 +297,7 @@ def test_a_silent_pipe_is_noticed_and_left(tmp_path: Path, clips: Path) -> None:
         with writer(pipe, feed) as file:
             file.write(data)
             feed.until_live(5)
-            took = feed.until_down()
-            assert took < QUICK.silence_s + 0.5
+            feed.until_down()
             assert feed.named(Control.GAP)[0]["code"] == Code.SOURCE_SILENT
             feed.until(lambda: feed.intake.abandoned == 0, 2.0)
         with writer(pipe, feed) as file:

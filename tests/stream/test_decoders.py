@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stream.config import Decode
 from stream.decoders import LEGAL, ChildState, DecoderPool
 from stream.errors import Code
 from stream.frames import DecoderEvent, ResumePoint, SampledFrame
-from stream.records import Record
+from stream.records import Control, Record
 from tests.stream import poison
 from tests.stream.decoding import (
     EVERY,
@@ -180,6 +181,31 @@ def test_a_chunk_that_kills_twice_is_given_up_and_the_stream_goes_on(
     stats = pool.stats()
     assert (stats.retried, stats.failed, stats.started) == (1, 1, 3)
     assert stats.died + stats.stalled == 2
+
+
+def test_a_control_record_is_applied_whatever_becomes_of_its_decoder(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_child, "main", poison.main)
+    media = chunked(clip)
+    last = media[-1][0]
+    end = replace(
+        last,
+        sequence=last.sequence + 1,
+        control=Control.END,
+        pts=None,
+        starts_on_keyframe=False,
+        content_hash="",
+    )
+    pool = DecoderPool(Decode(), SystemClock())
+    try:
+        pool.open("cam", ResumePoint(), EVERY)
+        events = drive(pool, poisoned([*media, (end, b"{}")], len(media), poison.KILL))
+    finally:
+        pool.shutdown(Deadline(10, SystemClock()))
+    assert not failed(events)
+    assert applied(events)[-1].meta.control is Control.END
+    assert applied(events)[-1].control_body.startswith(b"{}")
 
 
 @pytest.mark.parametrize("kind", [poison.KILL_ONCE, poison.KILL_LATE])

@@ -273,6 +273,13 @@ def test_evidence_of_the_newest_incident_is_pinned() -> None:
     assert "evidence://" + "c" * 64 in book.incidents.references()
 
 
+def test_evidence_of_an_incident_that_is_over_may_expire() -> None:
+    book = Book()
+    book.see(1, Finding(judgement(0.8), (view(1),), True, crops=(crop("a", 1.0),)))
+    book.incidents.retract(moment(2), "studio-1", "a mistake")
+    assert book.incidents.references() == frozenset()
+
+
 def test_the_best_different_pictures_are_kept() -> None:
     kept = best_crops([crop("a", 1.0), crop("b", 3.0), crop("b", 3.0), crop("c", 2.0)], 2)
     assert [one.score for one in kept] == [3.0, 2.0]

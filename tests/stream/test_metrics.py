@@ -1,10 +1,13 @@
 """Metrics follow Prometheus' conventions and tell of decoders too."""
 
+import socket
 from pathlib import Path
 
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from stream.errors import UnmaskError
 from stream.metrics import Metrics
 from tests.stream.detecting import Detect, chunked
 from tests.stream.marker import write_clip
@@ -45,3 +48,10 @@ def test_what_a_worker_did_is_counted(tmp_path: Path) -> None:
     assert seen["unmask_decoder_events_total,started"] == 1
     assert seen["unmask_decoder_counts_total,sampled"] == 8
     assert seen["unmask_commits_total"] >= 1
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UnmaskError, match=f"worker.metrics_port is {port}"):
+            Metrics().serve(port)

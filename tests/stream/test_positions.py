@@ -45,6 +45,18 @@ def test_a_record_that_finishes_after_revocation_is_ignored() -> None:
     assert positions.in_hand() == 0
 
 
+def test_what_is_in_hand_holds_the_position_when_reading_skips_ahead() -> None:
+    positions = Positions()
+    positions.assign(P0, 0)
+    positions.taken(P0, 0)
+    positions.skip(P0, 5)
+    positions.taken(P0, 5)
+    positions.applied(P0, 5)
+    assert positions.movable() == {}
+    positions.applied(P0, 0)
+    assert positions.movable() == {P0: 6}
+
+
 @given(st.permutations(range(12)), st.integers(0, 12))
 def test_everything_below_the_position_is_applied(order: list[int], finished: int) -> None:
     positions = Positions()

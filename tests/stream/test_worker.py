@@ -2,14 +2,21 @@
 
 import json
 import random
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stream.config import LogSettings
-from stream.records import Kind, Topic
-from tests.stream.detecting import Detect, chunked, fencing, kinds
+from stream.clock import Deadline
+from stream.config import Incidents, LogSettings, Media
+from stream.config import Worker as Settings
+from stream.errors import Code, UnmaskError
+from stream.log import Consumer, Listener, TopicPartition
+from stream.records import Kind, Record, Topic
+from stream.states import read_states
+from tests.stream.detecting import Detect, Faulty, chunked, fencing, kinds
 from tests.stream.marker import write_clip
 
 START_US = 1_700_000_000_000_000
@@ -147,3 +154,166 @@ def test_a_worker_that_was_fenced_goes_on_when_it_gets_its_partitions_back(
     fenced.run(log=fencing(fenced.log, (2, 5)))
     assert fenced.frames("a") == whole.frames("a")
     assert [told(alert) for alert in fenced.alerts()] == [told(alert) for alert in whole.alerts()]
+
+
+def test_a_log_that_takes_nothing_for_a_while_costs_nothing(tmp_path: Path, planted: Path) -> None:
+    whole = detect(tmp_path / "whole", ("a", planted))
+    whole.run()
+    full = detect(tmp_path / "full", ("a", planted), commit_ms=20)
+
+    def fail(commit: int, consumer: Consumer) -> None:
+        if commit in (1, 2, 6):
+            raise UnmaskError(Code.LOG_FULL, "no space left")
+
+    full.run(log=Faulty(full.log, fail))
+    assert full.frames("a") == whole.frames("a")
+    assert [told(alert) for alert in full.alerts()] == [told(alert) for alert in whole.alerts()]
+
+
+def test_a_log_that_takes_nothing_any_more_is_an_error(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path, worker=Settings(stall_s=0.2))
+    made.list_source("a")
+    made.write(chunked(calm, "a", START_US))
+
+    def fail(commit: int, consumer: Consumer) -> None:
+        raise UnmaskError(Code.LOG_FULL, "no space left")
+
+    worker = made.worker(Faulty(made.log, fail))
+    with pytest.raises(UnmaskError, match="no space left"):
+        worker.run()
+    assert isinstance(worker.error, UnmaskError)
+
+
+def test_a_worker_that_cannot_join_says_so(tmp_path: Path) -> None:
+    class Shut:
+        def consumer(self, *args: object) -> Consumer:
+            raise UnmaskError(Code.LOG_UNUSABLE, "the disk hangs")
+
+    worker = Detect(tmp_path).worker(Shut())
+    with pytest.raises(UnmaskError, match="the disk hangs"):
+        worker.run()
+    assert worker.error is not None
+    assert not worker.healthy()
+
+
+def test_what_was_written_before_the_drain_is_read_before_the_end(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("a", calm))
+    worker = made.worker()
+    worker.drain(Deadline(30, made.clock))
+    worker.run()
+    assert made.all_applied()
+    assert len(made.frames("a")) == 20
+
+
+def test_a_stream_in_two_partitions_is_read_from_its_own(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("a", calm))
+    made.run()
+    made.write(chunked(calm, "a", START_US)[:4], partition=3)
+    made.run()
+    assert len(made.frames("a")) == 20
+    assert len(made.dead()) == 4
+
+
+def test_a_time_that_is_no_date_is_dead_lettered(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("good", calm))
+    made.list_source("bad")
+    chunks = [
+        (replace(meta, kind=Kind.LIVE, epoch_anchor_us=10**18), value)
+        for meta, value in chunked(calm, "bad", START_US)
+    ]
+    made.write(chunks, partition=2)
+    made.run()
+    assert len(made.dead()) == len(chunks)
+    assert len(made.frames("good")) == 20
+
+
+def up(made: Detect, stream: str) -> float | None:
+    return made.metrics.registry.get_sample_value("unmask_stream_up", {"stream": stream})
+
+
+def test_a_feed_whose_records_stop_is_unwatched_and_not_up(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path, incidents=Incidents(orphan_s=0.5))
+    made.list_source("a")
+    made.write([(replace(meta, kind=Kind.LIVE), value) for meta, value in chunked(calm, "a", START_US)[:4]])
+    made.run(until=lambda d: "feed.unwatched" in kinds(d.alerts()))
+    assert kinds(made.alerts()) == ["feed.up", "feed.unwatched"]
+    assert up(made, "a") == 0
+
+
+def test_a_listed_feed_of_which_no_record_ever_comes_is_unwatched(tmp_path: Path) -> None:
+    made = Detect(tmp_path, incidents=Incidents(orphan_s=0.5))
+    made.list_source("a")
+    made.run(until=lambda d: bool(d.alerts()))
+    assert kinds(made.alerts()) == ["feed.unwatched"]
+    assert up(made, "a") == 0
+    assert made.values(Topic.STATE) == []
+
+
+def test_records_that_cannot_be_read_do_not_count_as_watching(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path, incidents=Incidents(orphan_s=0.5))
+    made.list_source("a")
+    made.write(
+        [(replace(meta, epoch_anchor_us=10**18), value) for meta, value in chunked(calm, "a", START_US)]
+    )
+    made.run(until=lambda d: bool(d.alerts()))
+    assert kinds(made.alerts()) == ["feed.unwatched"]
+
+
+def test_a_stream_that_ended_is_forgotten_when_its_media_is(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path, media=Media(retention_s=0.001))
+    made.list_source("a")
+    made.write(chunked(calm, "a", START_US))
+    made.run()
+    made.log.maintain()
+    assert states(made) == {"a"}
+    made.run(until=lambda d: "a" in states(d))
+    made.unlist_source("a")
+    made.run(until=lambda d: not states(d))
+
+
+def states(made: Detect) -> set[str]:
+    topic = made.topic(Topic.STATE)
+    partitions = [TopicPartition(topic, number) for number in range(made.log.partitions(topic))]
+    return {stream for partition in partitions for stream in read_states(made.log, partition)}
+
+
+def test_losing_one_partition_costs_the_others_nothing(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("a", calm), ("b", calm))
+    worker = made.worker(Revoking(made))
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    deadline = Deadline(30, made.clock)
+    while len(made.frames("a")) < 20 and not deadline.passed() and worker.error is None:
+        made.clock.sleep(0.02)
+    worker.drain(Deadline(5, made.clock))
+    thread.join(10)
+    assert worker.error is None
+    assert len(made.frames("a")) == 20
+    partition = TopicPartition(made.topic(Topic.MEDIA), 0)
+    assert made.log.group_position("unmask-detect", partition) == made.log.end_offset(partition)
+
+
+class Revoking:
+    """A log whose consumer loses the second partition once the first records are on their way."""
+
+    def __init__(self, made: Detect) -> None:
+        self._made = made
+        self._polls = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._made.log, name)
+
+    def consumer(self, group: str, topics: Sequence[str], listener: Listener, member: str) -> object:
+        consumer = self._made.log.consumer(group, topics, listener, member)
+        poll, gone = consumer.poll, TopicPartition(topics[0], 1)
+
+        def polled(max_records: int, timeout: float) -> Sequence[Record]:
+            self._polls += 1
+            if self._polls == 12:
+                consumer.pause([gone])
+                listener.lost([gone])
+            found = poll(max_records, timeout)
+            return [record for record in found if self._polls < 12 or record.partition != 1]
+
+        consumer.poll = polled  # type: ignore[method-assign]
+        return consumer
