@@ -22,8 +22,9 @@ PASSWORD_VARIABLE = "UNMASK_KAFKA_PASSWORD"
 CONNECT_S = 10.0
 """Longest wait for the first answer of a cluster at start; a broker restarts in a few seconds."""
 
-ATTEMPT_S = 2.0
-"""After each such slice of CONNECT_S a refusal that waiting will not cure is told at once."""
+ATTEMPT_S = 1.0
+"""First slice of CONNECT_S, then twice as long each: after one, a refusal that waiting will not cure is told;
+the long ones are for slow lines."""
 
 REQUEST_S = 20.0
 """Longest wait for one answer: longer than the election of a leader, shorter than an operator's patience."""
@@ -42,19 +43,21 @@ class KafkaClients:
     def __init__(self, settings: Kafka) -> None:
         self.settings = settings
         self.arguments: Mapping[str, Any] = _arguments(settings)
+        # Its warnings come with every try while a broker is away; what matters of them comes back as errors.
+        logging.getLogger("kafka").setLevel(logging.ERROR)
 
     def admin(self) -> Any:
         """Connect, waiting at most CONNECT_S; a refusal is one sentence, and soon."""
-        end = CONNECT_S
+        left, attempt = CONNECT_S, ATTEMPT_S
         while True:
             with _overheard() as heard:
                 try:
-                    return KafkaAdminClient(**self.arguments, bootstrap_timeout_ms=_ms(min(ATTEMPT_S, end)))
+                    return KafkaAdminClient(**self.arguments, bootstrap_timeout_ms=_ms(min(attempt, left)))
                 except errors.KafkaError as error:
                     heard.append(error)
-            end -= ATTEMPT_S
+            left, attempt = left - attempt, 2 * attempt
             refusal = next(filter(None, map(_refusal, heard)), None)
-            if refusal is not None or end <= 0:
+            if refusal is not None or left <= 0:
                 raise self._unusable(refusal or _last_words(heard))
 
     def _unusable(self, reason: str) -> UnmaskError:
@@ -192,7 +195,7 @@ def _overheard() -> Iterator[list[BaseException]]:
         yield ear.heard
     finally:
         logger.removeHandler(ear)
-        logger.propagate, logger.level = before
+        logger.propagate = before[0]
         logger.setLevel(before[1])
 
 
