@@ -45,6 +45,8 @@ class KafkaClients:
         self.arguments: Mapping[str, Any] = _arguments(settings)
         # Its warnings come with every try while a broker is away; what matters of them comes back as errors.
         logging.getLogger("kafka").setLevel(logging.ERROR)
+        # Calls it an unknown error that a position waits for the end of a transaction.
+        logging.getLogger("kafka.coordinator.consumer").setLevel(logging.CRITICAL)
 
     def admin(self) -> Any:
         """Connect, waiting at most CONNECT_S; a refusal is one sentence, and soon."""

@@ -30,7 +30,7 @@ from stream.records import OutRecord, Record
 logger = logging.getLogger(__name__)
 
 NAP_S = 0.02
-"""An idle poll looks again after this, also while a rebalance goes on: 50 looks a second take three percent of
+"""An idle poll looks again after this, also while a rebalance goes on: 50 looks a second are three percent of
 a core."""
 
 POLL_BYTES = 32 * 1024 * 1024
