@@ -23,7 +23,7 @@ def open_cluster(config: Config) -> KafkaLog:
     if config.kafka.compression == "lz4" and find_spec("lz4") is None:
         raise UnmaskError(
             Code.PROGRAM_MISSING,
-            "kafka.compression is lz4 and its library is not installed: pip install \"unmask[kafka]\", or set "
+            'kafka.compression is lz4 and its library is not installed: pip install "unmask[kafka]", or set '
             "kafka.compression to gzip or none",
         )
     return KafkaLog(config.kafka, config.media.max_message_bytes, SystemClock())
