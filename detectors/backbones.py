@@ -16,9 +16,9 @@ class Architecture:
 
     `backbone` is timm's name of an EfficientNet. `attention_block` counts the MBConv blocks from 0; the gate
     sits behind that block. The paper puts it behind block 9 of B4, the last one of stride 8; the last one of
-    stride 8 in Lite0 is block 4 (40 channels, 20x20 at 160 px). `mirrored`: outside of training a face is read
-    as it is and mirrored, and both logits averaged; twice the work of a small network, for .004 to .005 of
-    validation AUC in the first member.
+    stride 8 in Lite0 is block 4 (40 channels, 20x20 at 160 px). `mirrored`: outside of training a face is
+    read as it is and mirrored, and both logits averaged; twice the work of a small network, for .004 to .005
+    of validation AUC in the first member.
     """
 
     backbone: str
