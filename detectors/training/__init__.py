@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detectors.backbones import FaceNetwork
 from detectors.members import load_member
@@ -21,6 +22,15 @@ from detectors.training.loop import fit, score
 from detectors.training.recipe import Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
+
+TESTED_FOR = ["face swaps of the DFDC kinds"]
+NOT_TESTED_FOR = [
+    "face swaps of other tools, live ones among them",
+    "reenactment and lip sync",
+    "wholly generated faces",
+    "retouching",
+]
+"""What alerts say of members trained and validated on DFDC crops alone."""
 
 CLIP_CLASSES = ("authentic", "manipulated", "manipulated_faces")
 """Directories of clips under `clips/` of the data directory."""
@@ -56,9 +66,14 @@ def finish(
     """Exports the averaged weights as they are now, also in the middle of a training; returns the figures."""
     recipe = load_recipe(recipe_path)
     record = json.loads((out_dir / "record.json").read_text())
-    tensors = torch.load(out_dir / "average.pt", map_location="cpu", weights_only=True)
+    tensors = exported_weights(out_dir, recipe.early_share)
     directory, cache = out_dir / "member", out_dir / "cache"
-    facts = {"licence": "Apache-2.0", "training_data": _training_data(recipe)}
+    facts: dict[str, Any] = {
+        "licence": "Apache-2.0",
+        "training_data": _training_data(recipe),
+        "tested_for": TESTED_FOR,
+        "not_tested_for": NOT_TESTED_FOR,
+    }
     (directory / "calibration.json").unlink(missing_ok=True)
     export_member(directory, tensors, recipe, None, facts)
     member = load_member(directory)
@@ -97,6 +112,24 @@ def finish(
     (directory / f"{recipe.name}.png").write_bytes((out_dir / "curve.png").read_bytes())
     on_progress(f"validation AUC {metrics['overall']['auc']:.4f}; member in {directory}")
     return metrics
+
+
+def exported_weights(out_dir: Path, early_share: float) -> dict[str, Tensor]:
+    """The last averaged weights, mixed with the early ones once there are any.
+
+    After Wortsman et al., "Robust fine-tuning of zero-shot models": on one path of training, weights
+    between an early and a late point keep the accuracy of the late one and more of the early one's outside
+    of its data.
+    """
+    last: dict[str, Tensor] = torch.load(out_dir / "average.pt", map_location="cpu", weights_only=True)
+    path = out_dir / "early.pt"
+    if not (early_share and path.exists()):
+        return last
+    early: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        name: torch.lerp(tensor, early[name], early_share) if tensor.is_floating_point() else tensor
+        for name, tensor in last.items()
+    }
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

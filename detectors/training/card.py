@@ -24,6 +24,7 @@ Licence of the weights: Apache-2.0; the upstream terms of the training data (res
 | its size | {blended} faces, each beside its own self-blend |
 | recipe | `detectors/training/recipes/{name}.yaml`, seed {seed} |
 | schedule | {epochs:.2f} epochs in {minutes:.0f} minutes: {steps} steps of {batch} crops, EMA {ema} |
+| weights | {early_share:.0%} of the average at epoch {early_epoch}, the rest of the last one |
 | hardware | {hardware} |
 | crop | {crop} |
 
@@ -77,6 +78,8 @@ def model_card(
         steps=record["steps"],
         batch=2 * (recipe.pairs + recipe.blend_pairs),
         ema=recipe.ema_decay,
+        early_share=recipe.early_share,
+        early_epoch=recipe.early_epoch,
         hardware=hardware,
         crop=f"{recipe.crop.kind}, side {recipe.crop.side} and shift {recipe.crop.shift} MTCNN box heights",
     )

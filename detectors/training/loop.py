@@ -75,11 +75,11 @@ def fit(
 ) -> dict[str, Any]:
     """Trains a recipe, or goes on from `out_dir/checkpoint.pt`; returns the final record.
 
-    Leaves in `out_dir`: `checkpoint.pt`, `average.pt` (the averaged weights, a state dict), `record.csv`
-    (one row an epoch), `record.json`, `curve.png`. Equal seeds give equal batches at equal steps whatever
-    was interrupted; with `budget_minutes` the schedule also depends on the machine's speed, and the record
-    holds what it was. Raises RecipeError, DataError, or ValueError when the checkpoint belongs to another
-    recipe.
+    Leaves in `out_dir`: `checkpoint.pt`, `average.pt` and `early.pt` (the averaged weights, last and at
+    `early_epoch`; state dicts), `record.csv` (one row an epoch), `record.json`, `curve.png`. Equal seeds
+    give equal batches at equal steps whatever was interrupted; with `budget_minutes` the schedule also
+    depends on the machine's speed, and the record holds what it was. Raises RecipeError, DataError, or
+    ValueError when the checkpoint belongs to another recipe.
     """
     recipe = load_recipe(recipe_path)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -205,6 +205,8 @@ class _Run:
         }
         state.history.append(row)
         _replace(self.out_dir / "average.pt", self.average.tensors)
+        if state.step == self.recipe.early_epoch * self.per_epoch:
+            _replace(self.out_dir / "early.pt", self.average.tensors)
         _write_csv(self.out_dir / "record.csv", state.history)
         (self.out_dir / "record.json").write_text(json.dumps(self._record(), indent=2))
         learning_curve(state.history, self.out_dir / "curve.png")

@@ -37,6 +37,8 @@ class Recipe:
     label_smoothing: float
     pair_weight: float
     ema_decay: float
+    early_epoch: int
+    early_share: float
 
     def architecture(self) -> Architecture:
         return Architecture(self.backbone, self.attention_block, self.dropout, self.mirrored)
@@ -45,8 +47,8 @@ class Recipe:
         return asdict(self)
 
 
-POSITIVE = ("epochs", "pairs", "learning_rate")
-SHARES = ("dropout", "warmup", "label_smoothing", "ema_decay")
+POSITIVE = ("epochs", "pairs", "learning_rate", "early_epoch")
+SHARES = ("dropout", "warmup", "label_smoothing", "ema_decay", "early_share")
 
 
 def load_recipe(path: Path) -> Recipe:

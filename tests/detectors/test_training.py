@@ -22,7 +22,7 @@ from detectors.backbones import Architecture, FaceNetwork
 from detectors.crops import CropKind
 from detectors.members import load_member, score_crop
 from detectors.readings import Image
-from detectors.training import train
+from detectors.training import exported_weights, train
 from detectors.training.augment import SEVERE_SHARE, apply, draw
 from detectors.training.blends import blend_mask, self_blend
 from detectors.training.calibrate import (
@@ -336,6 +336,7 @@ def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "authentic": ["others"],
         "crop": {"kind": "tight", "size": 64, "side": 0.81, "shift": 0.06},
         "budget_minutes": None,
+        "early_epoch": 1,
     }
     path.write_text(yaml.safe_dump(yaml.safe_load(SHIPPED_RECIPE.read_text()) | change))
     return path
@@ -369,6 +370,19 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     again = torch.load(tmp_path / "killed" / "average.pt", weights_only=True)
     for name, tensor in whole.items():
         torch.testing.assert_close(again[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_early_average_is_kept_and_mixed_in(data_dir: Path, recipe_path: Path, tmp_path: Path) -> None:
+    ticks = iter(range(0, 100_000, 200))
+    fit(recipe_path, tmp_path, data_dir, threads=1, clock=lambda: float(next(ticks)))
+    early = torch.load(tmp_path / "early.pt", weights_only=True)["attention.conv.weight"]
+    last = torch.load(tmp_path / "average.pt", weights_only=True)["attention.conv.weight"]
+    assert not torch.equal(early, last)
+    mixed = exported_weights(tmp_path, 0.3)["attention.conv.weight"]
+    torch.testing.assert_close(mixed, 0.3 * early + 0.7 * last)
+    torch.testing.assert_close(exported_weights(tmp_path, 0.0)["attention.conv.weight"], last)
+    (tmp_path / "early.pt").unlink()
+    torch.testing.assert_close(exported_weights(tmp_path, 0.3)["attention.conv.weight"], last)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(data_dir: Path, recipe_path: Path, tmp_path: Path) -> None:
