@@ -211,6 +211,7 @@ class Session:
 
     def _view(self, source: Source, feed: FeedStatus | None, stream: Status | None) -> FeedView:
         media_us = stream.media_us if stream and stream.media_us else None
+        told = stream is not None and media_us is not None and stream.ended is None
         lag_s = None
         if source.kind is Kind.LIVE and feed is not None and feed.capture_us is not None:
             lag_s = max(0.0, (self._clock.now_us() - feed.capture_us) / 1e6)
@@ -222,8 +223,8 @@ class Session:
             lag_s=lag_s,
             fps=rate.per_second(stream.frames if stream else 0),
             faces=stream.faces if stream else 0,
-            verdict=stream.verdict if stream and stream.ended is None else None,
-            reasons=stream.reasons if stream and stream.ended is None else (),
+            verdict=stream.verdict if stream and told else None,
+            reasons=stream.reasons if stream and told else (),
             open_incident=stream.incident if stream else None,
             error=feed.sentence if feed else None,
             progress=self._progress(source, stream),
