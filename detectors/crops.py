@@ -157,12 +157,15 @@ def recrop(face: Image, box: Box | None, policy: CropPolicy) -> Image:
     want, the policy's own square is cut; a face that fills the picture stays as it is, because a detector's
     box about a face without surroundings is too unsure to cut by.
     """
-    if box is None:
-        return fit(face, policy.size)
-    x0, _, x1, _ = policy.square(box)
-    if x1 - x0 > TIGHT_SHARE * min(face.shape[:2]):
+    if box is None or not is_loose(face, box, policy):
         return fit(face, policy.size)
     return crop(face, box, policy)
+
+
+def is_loose(face: Image, box: Box, policy: CropPolicy) -> bool:
+    """Return whether the face at `box` leaves a margin in the picture that the policy does not want."""
+    x0, _, x1, _ = policy.square(box)
+    return bool(x1 - x0 <= TIGHT_SHARE * min(face.shape[:2]))
 
 
 def to_tensor(faces: NDArray[np.uint8], policy: CropPolicy) -> Tensor:

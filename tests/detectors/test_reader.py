@@ -180,6 +180,15 @@ def test_ready_crops_of_any_size_and_shape(detector: MtcnnDetector) -> None:
     assert np.array_equal(found[2].crop, middle)
 
 
+def test_a_loose_crop_is_cut_as_the_member_wants_it(detector: MtcnnDetector) -> None:
+    loose = np.ascontiguousarray(portrait()[0:460, 30:490])
+    (face,) = reader(detector).read_crops([loose])
+    x0, y0, x1, y1 = face.detection.box
+    assert 0 < x0 < x1 < 460
+    assert 0 < y0 < y1 < 460
+    assert np.array_equal(face.crop, crop(loose, face.detection.box, TIGHT))
+
+
 def test_ready_crops_are_judged_too(detector: MtcnnDetector) -> None:
     dark = cv2.convertScaleAbs(np.ascontiguousarray(portrait()[100:324, 150:374]), alpha=0.1)
     tiny = cv2.resize(dark, (30, 30), interpolation=cv2.INTER_AREA)
