@@ -43,6 +43,8 @@ def make(folder: Path, name: str) -> Path:
         label_smoothing=0.0,
         pair_weight=0.0,
         ema_decay=0.9,
+        early_epoch=1,
+        early_share=0.0,
     )
     torch.manual_seed(2)
     network = FaceNetwork(recipe.architecture()).eval()
