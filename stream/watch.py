@@ -45,8 +45,6 @@ LEASE_PATIENCE = 2.0
 """Times `log.lease_s` that a second `watch` on the same folder waits before it says so and gives up: a lease
 of a process that was killed has expired by then."""
 
-OK, FAILED = 0, 1
-
 
 def watch(config: Config, texts: Sequence[str], json_mode: bool, console: Console) -> int:
     """Watch the sources until all files are over or the user stops; return the exit code.
@@ -280,7 +278,7 @@ class Session:
         for feed in self._ingest.statuses().values():
             if feed.phase is FeedPhase.ENDED and feed.code is not None:
                 raise UnmaskError(Code(feed.code), f"{feed.stream}: {feed.sentence}")
-        return OK
+        return 0
 
 
 class Rate:

@@ -1,16 +1,14 @@
 """Settings become a reader that works, or one sentence says what is wrong with the weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from detectors.backbones import FaceNetwork
-from detectors.calibration import Calibration, CalibrationKind, Scale
-from detectors.crops import CropKind, CropPolicy
 from detectors.reference import portrait
 from detectors.training.export import export_member
-from detectors.training.recipe import Recipe
 from stream import assemble
 from stream.assemble import build_reader, data_folder, load_members, open_log
 from stream.clock import FakeClock
@@ -18,34 +16,11 @@ from stream.config import Config, Engines, Members
 from stream.errors import Code, UnmaskError
 from stream.log import TopicPartition, TopicSpec
 from stream.records import OutRecord
-
-CALIBRATION = Calibration(CalibrationKind.SHIPPED, (Scale(1, 2.0, -0.5),), tau=0.5, sigma=0.5, data="made up")
+from tests.detectors.test_members import CALIBRATION, TINY
 
 
 def make(folder: Path, name: str) -> Path:
-    recipe = Recipe(
-        name=name,
-        version="3",
-        backbone="test_efficientnet",
-        attention_block=1,
-        dropout=0.0,
-        mirrored=False,
-        crop=CropPolicy(CropKind.TIGHT, size=32, side=0.8),
-        seed=1,
-        epochs=1,
-        budget_minutes=None,
-        pairs=1,
-        blend_pairs=0,
-        authentic=(),
-        learning_rate=1e-3,
-        warmup=0.1,
-        weight_decay=0.0,
-        label_smoothing=0.0,
-        pair_weight=0.0,
-        ema_decay=0.9,
-        early_epoch=1,
-        early_share=0.0,
-    )
+    recipe = replace(TINY, name=name)
     torch.manual_seed(2)
     network = FaceNetwork(recipe.architecture()).eval()
     export_member(folder / name, network.state_dict(), recipe, CALIBRATION, {"licence": "Apache-2.0"})
