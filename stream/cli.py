@@ -29,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+topics = typer.Typer(help="The topics of a Kafka cluster.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(topics, name="topics")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -303,6 +306,47 @@ def show_config(config: ConfigPath = None, overrides: Overrides = None) -> int:
 
     typer.echo(to_yaml(load(config, overrides or [], os.environ), redact), nl=False)
     return OK
+
+
+@topics.command(name="create")
+@_command()
+def create_topics(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Make the topics of a Kafka cluster and bring their settings to what the configuration says.
+
+    What cannot be changed in a topic that exists, like the number of partitions, is named. Exit code 1 if
+    something is left different.
+
+    \b
+    Example, with a broker of deploy/kafka:
+        unmask topics create --set kafka.bootstrap_servers=127.0.0.1:9092 --set kafka.replication=1
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.cluster import create
+
+    return create(settings, sys.stdout)
+
+
+@topics.command(name="check")
+@_command()
+def check_topics(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Say in what the topics of a Kafka cluster are not as the configuration says; change nothing.
+
+    Exit code 1 if something differs.
+
+    \b
+    Example:
+        unmask topics check --set kafka.bootstrap_servers=127.0.0.1:9092 --set kafka.replication=1
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.cluster import check
+
+    return check(settings, sys.stdout)
 
 
 def _log_to_stderr(quiet: bool) -> None:

@@ -86,6 +86,65 @@ class LogSettings(Section):
     )
 
 
+class Kafka(Section):
+    """A Kafka cluster as the log. A password comes from UNMASK_KAFKA_PASSWORD or a file, never from here."""
+
+    bootstrap_servers: str = setting(
+        "", "host:port,host:port", "Some brokers of the cluster, the others are found; empty: embedded log."
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = setting(
+        "PLAINTEXT", "", "SSL is TLS; what the brokers demand on that port."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = setting(
+        "SCRAM-SHA-512", "", "PLAIN sends the password itself: only with SASL_SSL."
+    )
+    username: str = setting("", "", "Who we are to brokers that demand SASL.")
+    password_file: str = setting(
+        "", "file", "Holds the password, as orchestrators mount it; empty: environment variable."
+    )
+    ca_file: str = setting(
+        "", "PEM file", "Authorities that the brokers' certificates are checked with; empty: the system's."
+    )
+    cert_file: str = setting("", "PEM file", "Our certificate, for brokers that demand one.")
+    key_file: str = setting("", "PEM file", "Its key without passphrase; empty: in cert_file.")
+    compression: Literal["none", "gzip", "lz4"] = setting(
+        "lz4", "", "States and scores shrink to a fifth; video is compressed already and costs lz4 little."
+    )
+    replication: int = setting(
+        3,
+        "copies",
+        "Copies of each record, all but one written before it counts: a broker may die. A lone broker has 1.",
+        ge=1,
+        le=7,
+    )
+    session_s: float = setting(
+        10.0,
+        "s",
+        "A member silent for this long is dead, its partitions go to others; brokers refuse less than 6.",
+        ge=6,
+        le=300,
+    )
+    member_id: str = setting(
+        "",
+        "",
+        "Name of this process's slot if it keeps one over restarts (a StatefulSet's pod name): "
+        "it then comes back without a rebalance. Unique in the cluster.",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.security_protocol.startswith("SASL"):
+            self._need(
+                self.username != "",
+                f"kafka.username is empty; kafka.security_protocol {self.security_protocol} needs one",
+            )
+        return self._need(
+            self.cert_file != "" or self.key_file == "",
+            "kafka.key_file is set without kafka.cert_file; both or none would be right",
+        )
+
+
 class Ingest(Section):
     """Attaching to feeds."""
 
@@ -388,6 +447,7 @@ class Config(Section):
     )
     media: Media = Media()
     log: LogSettings = LogSettings()
+    kafka: Kafka = Kafka()
     ingest: Ingest = Ingest()
     decode: Decode = Decode()
     sampling: Sampling = Sampling()

@@ -54,6 +54,19 @@ class PositionError(UnmaskError):
         self.resume_at = resume_at
 
 
+def check_position(partition: TopicPartition, position: int, first: int, following: int) -> None:
+    """Raise `PositionError` (LOG_POSITION) unless the log holds `position` or it is the next to come."""
+    if first <= position <= following:
+        return
+    raise PositionError(
+        Code.LOG_POSITION,
+        f"position {position} of {partition.topic}/{partition.partition} is outside of what the log holds: "
+        f"{first} to {following} (retention removes the oldest)",
+        partition,
+        min(max(position, first), following),
+    )
+
+
 class Listener(Protocol):
     """Told of changes of assignment, from within `Consumer.poll` and `Consumer.close`."""
 

@@ -8,9 +8,9 @@ from enum import StrEnum
 from stream.clock import Deadline
 from stream.errors import Code, UnmaskError
 from stream.lease import Heartbeat, Lease
-from stream.log import Listener, PositionError, TopicPartition
+from stream.log import Listener, PositionError, TopicPartition, check_position
 from stream.records import OutRecord, Record
-from stream.sqlite_rows import Store, check_position, committed_position
+from stream.sqlite_rows import Store, committed_position
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from stream.clock import Clock
 from stream.config import LogSettings
 from stream.database import Database, check_local, translated
 from stream.lease import Instance, Lease
-from stream.log import Listener, TopicPartition, TopicSpec
+from stream.log import Listener, TopicPartition, TopicSpec, check_position
 from stream.records import Record
 from stream.reserve import set_aside, with_reserve
 from stream.retention import Maintenance, Retention
 from stream.segments import sync_directory
 from stream.sqlite_consumer import POLL_BYTES, SqliteConsumer
 from stream.sqlite_producer import CLOSE_S, SqliteProducer
-from stream.sqlite_rows import Catalog, Store, check_position, committed_position, create_topic
+from stream.sqlite_rows import Catalog, Store, committed_position, create_topic
 
 PAGE_RECORDS = 200
 """Rows that `read` fetches at a time: no read transaction lasts, so the WAL can start again."""

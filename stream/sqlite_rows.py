@@ -13,7 +13,7 @@ from stream.config import LogSettings
 from stream.database import PARTITION_SHIFT, Database, Row
 from stream.errors import Code, UnmaskError
 from stream.lease import Instance
-from stream.log import Cleanup, PositionError, TopicPartition, TopicSpec
+from stream.log import Cleanup, PositionError, TopicPartition, TopicSpec, check_position
 from stream.records import OutRecord, Record
 from stream.segments import SegmentReader, SegmentWriter, Span, segment_name
 
@@ -314,19 +314,6 @@ class Reader:
 
     def _check_kept(self, partition: TopicPartition, place: int, position: int) -> None:
         check_position(partition, position, *self.bounds(place))
-
-
-def check_position(partition: TopicPartition, position: int, first: int, following: int) -> None:
-    """Raise `PositionError` (LOG_POSITION) unless the log holds `position` or it is the next to come."""
-    if first <= position <= following:
-        return
-    raise PositionError(
-        Code.LOG_POSITION,
-        f"position {position} of {partition.topic}/{partition.partition} is outside of what the log holds: "
-        f"{first} to {following} (retention removes the oldest)",
-        partition,
-        min(max(position, first), following),
-    )
 
 
 def _damaged(partition: TopicPartition, offset: int, name: str) -> PositionError:
