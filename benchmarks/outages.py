@@ -35,11 +35,12 @@ from stream.chunks import read_chunk
 from stream.clock import Deadline, SystemClock
 from stream.config import Config, LogSettings, Media
 from stream.controls import Tick, from_body
-from stream.ingest import IngestSupervisor, media_partition
-from stream.log import Log, TopicPartition, TopicSpec
+from stream.ingest import IngestSupervisor
+from stream.log import Log, TopicPartition
 from stream.records import ChunkMeta, Control, decode_headers
 from stream.sources import parse_sources
 from stream.sqlite_log import SqliteLog
+from stream.topics import media_partition, topic_specs
 from tests.stream.media import make_clip, read_number
 from tests.stream.servers import Publisher, RtmpServer, running
 
@@ -117,7 +118,7 @@ class Run:
         self.config = Config(media=Media(partitions=1))
         self.factory = functools.partial(SqliteLog, directory / "log", LogSettings(), self.clock)
         self.log: Log = self.factory()
-        self.log.create_topics([TopicSpec("unmask.media", 1)])
+        self.log.create_topics(topic_specs(Config(media=Media(partitions=1))))
         self.supervisor = IngestSupervisor(self.config, self.factory, self.clock, self.rng)
         self.memory = Memory()
         self.outages: list[Outage] = []

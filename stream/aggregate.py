@@ -18,6 +18,7 @@ from stream.controls import End, Gap, Tick, from_body
 from stream.errors import Code, UnmaskError
 from stream.evidence import ChunkIndex, EvidenceStore, overlay, png
 from stream.feeds import Feed, FeedState
+from stream.foreign import Place
 from stream.frames import Applied, Dropped, Failed, ResumePoint, SampledFrame, ScoredFrame
 from stream.incidents import (
     ClipRequest,
@@ -34,7 +35,7 @@ from stream.incidents import (
     random_id,
 )
 from stream.looked import Looked
-from stream.records import SCHEMA, Control, Kind
+from stream.records import SCHEMA, Control, Kind, is_replay
 from stream.scores import DroppedRecord, ScoreRecord, VerdictRecord
 from stream.verdicts import (
     CORRUPT,
@@ -124,6 +125,7 @@ class StreamAggregate:
         self._grace_us = round(settings.incidents.epoch_grace_s * MICRO)
         self._lost_us = round(settings.faces.track_lost_s * MICRO)
         self._record_us = round(settings.verdict.record_every_s * MICRO)
+        self._new_id = new_id or (derived_id if settings.deterministic else random_id)
         self._tracker = Tracker(settings.faces.track_iou, settings.faces.track_lost_s)
         self._tracks: dict[int, _Track] = {}
         self._pooled = Window(self._grace_us)
@@ -134,15 +136,17 @@ class StreamAggregate:
             settings.verdict,
             settings.incidents,
             settings.evidence,
-            new_id or (derived_id if settings.deterministic else random_id),
+            self._new_id,
         )
         self._feed = FeedState(stream)
         self._chunks = ChunkIndex(settings.evidence)
         self._looked = Looked(max(self._grace_us, self._window_us), settings.sampling.idle_fps)
+        self._idle_fps = settings.sampling.idle_fps
         self._gone_crops: list[Crop] = []
         self._resume = ResumePoint()
         self._applied = -1
         self._decode_from = 0
+        self._place_at: Place | None = None
         self._kind = Kind.LIVE
         self._frame_us = 0
         self._frame_capture_us = 0
@@ -174,6 +178,19 @@ class StreamAggregate:
     def decode_from(self) -> int:
         """Offset of the record from which a new owner must decode."""
         return self._decode_from
+
+    @property
+    def place(self) -> Place | None:
+        """Where a stream of another producer stands before the record from which a new owner must decode."""
+        return self._place_at
+
+    def expect_foreign(self) -> None:
+        """Note where a stream of another producer begins, before its first segment is applied.
+
+        A state written in the middle of that segment would else place it a second time, behind itself.
+        """
+        if self._place_at is None:
+            self._place_at = Place.behind(self._resume.attachment)
 
     @property
     def applied(self) -> int:
@@ -214,11 +231,21 @@ class StreamAggregate:
         return self._incidents.references() | {ref for crop in crops for ref in (crop.crop, crop.overlay)}
 
     def wanted_fps(self) -> float:
-        """Return the sampling rate in Hz: `burst_fps` while something looks wrong, else `idle_fps`."""
+        """Return the sampling rate in Hz: `burst_fps` while something looks wrong, else the idle one."""
         sampling = self._settings.sampling
         if self._settings.deterministic or self._now_us >= self._suspect_until_us:
-            return sampling.idle_fps
-        return sampling.burst_fps
+            return self._idle_fps
+        return max(sampling.burst_fps, self._idle_fps)
+
+    @property
+    def idle_fps(self) -> float:
+        """The sampling rate while nothing looks wrong (Hz)."""
+        return self._idle_fps
+
+    def set_idle_fps(self, fps: float) -> None:
+        """Sample a calm stream `fps` times a second from now on: its own rate, if its entry names one."""
+        self._idle_fps = fps
+        self._looked.set_fps(fps)
 
     def due_clip(self) -> ClipRequest | None:
         """Return the clip that was asked for and not answered: to be cut after a restart."""
@@ -232,9 +259,10 @@ class StreamAggregate:
         if not self._newer(frame.attachment, frame.epoch, frame.pts):
             self.ignored += 1
             return []
+        outputs = self._begin_anew(frame.attachment)
         lost = self._enter(frame.attachment, frame.epoch)
         self._renew_if_changed(frame)
-        outputs: list[Output] = [*self._gap_record(frame)]
+        outputs += self._gap_record(frame)
         media_us = self._reach(frame.offset, frame.pts, frame.media_us, frame.capture_us)
         self._looked.frame(media_us, self._place())
         self._sampled += 1
@@ -259,10 +287,11 @@ class StreamAggregate:
         if not self._newer(meta.attachment, meta.epoch, frame.pts):
             self.ignored += 1
             return []
+        told = self._begin_anew(meta.attachment)
         lost = self._enter(meta.attachment, meta.epoch)
         self._cut |= frame.cut
         self._reach(frame.offset, frame.pts, frame.media_us, meta.capture_us)
-        return [self._drop(dropped), *self._settle(set(), lost)]
+        return [*told, self._drop(dropped), *self._settle(set(), lost)]
 
     def on_applied(self, applied: Applied) -> list[Output]:
         """Apply a record that is wholly decoded, or a control record; each offset counts once."""
@@ -273,9 +302,14 @@ class StreamAggregate:
         self._applied = applied.offset
         self._newest_offset = max(self._newest_offset, applied.offset)
         self._decode_from = applied.decode_from
+        if applied.places is not None:
+            # After an end its successor goes on with the next record, whatever `decode_from` says.
+            ended = meta.control is Control.END
+            self._place_at = applied.places.now if ended else applied.places.at
         if (meta.attachment, meta.epoch) < self._place():
             self.ignored += 1
             return []
+        told = self._begin_anew(meta.attachment)
         self._kind = meta.kind
         self._over = meta.control is Control.END
         if applied.decoded or applied.warmup or meta.control is Control.START:
@@ -286,7 +320,7 @@ class StreamAggregate:
             self._resume = replace(self._resume, last_pts=last_pts)
         if meta.control is None and meta.part == 0 and meta.starts_on_keyframe and meta.pts is not None:
             self._chunks.add(applied.offset, meta.media_us(meta.pts), meta.attachment, meta.epoch)
-        outputs: list[Output] = [self._drop(dropped) for dropped in applied.dropped]
+        outputs = [*told, *(self._drop(dropped) for dropped in applied.dropped)]
         if meta.control is None:
             return [*self._seen(meta.capture_us), *outputs, *self._settle(set(), lost)]
         if meta.kind is Kind.LIVE:
@@ -301,6 +335,8 @@ class StreamAggregate:
         self._applied = failed.offset
         self._newest_offset = max(self._newest_offset, failed.offset)
         self._decode_from = failed.offset + 1
+        if failed.places is not None:
+            self._place_at = failed.places.now
         at_us = self._now_us
         if failed.meta is not None and failed.meta.pts is not None:
             at_us = max(at_us, failed.meta.media_us(failed.meta.pts))
@@ -348,6 +384,7 @@ class StreamAggregate:
             "resume": asdict(self._resume),
             "applied": self._applied,
             "decode_from": self._decode_from,
+            "place": self._place_at.state() if self._place_at else None,
             "kind": self._kind.value,
             "frame_us": self._frame_us,
             "frame_capture_us": self._frame_capture_us,
@@ -390,6 +427,8 @@ class StreamAggregate:
             )
         self._resume = ResumePoint(**state["resume"])
         self._applied, self._decode_from = state["applied"], state["decode_from"]
+        place = state.get("place")  # states of before there were other producers have none
+        self._place_at = Place.restored(place) if place else None
         self._kind = Kind(state["kind"])
         self._frame_us, self._frame_capture_us = state["frame_us"], state["frame_capture_us"]
         self._now_us, self._capture_us = state["now_us"], state["capture_us"]
@@ -471,6 +510,22 @@ class StreamAggregate:
         self._resume = ResumePoint(attachment, epoch, None, self._resume.last_sample_us)
         self._cut = False
         return self._end_tracks(self._tracker.end_all())
+
+    def _begin_anew(self, attachment: str) -> list[Output]:
+        """Forget the replay before this one: its media time may lie after ours, its faces are not these."""
+        if not is_replay(self.stream) or self._place()[0] in ("", attachment):
+            return []
+        told = self._with_offsets(self._incidents.close(self._moment(), CloseReason.ENDED))
+        due = self._incidents.due_clip()
+        if due is not None:  # nobody is left to take its answer
+            told = self._with_offsets(self._incidents.on_clip(self._moment(), due.incident, None))
+        fresh = StreamAggregate(
+            self.stream, self._settings, self._calibration, self._provenance, self._evidence, self._new_id
+        )
+        kept = ("applied", "decode_from", "place", "newest_offset", "ignored")
+        now = self.state()
+        self.restore(fresh.state() | {name: now[name] for name in kept})
+        return told
 
     def _reach(self, offset: int, pts: int, media_us: int, capture_us: int) -> int:
         """Note a sampled frame and return its media time.
@@ -715,7 +770,8 @@ class StreamAggregate:
 
     def _located(self, request: ClipRequest) -> ClipRequest:
         start = self._chunks.before(request.first_us, request.attachment, request.epoch)
-        return replace(request, from_offset=start, to_offset=self._newest_offset + 1)
+        start_us = None if start is None else self._chunks.media_us(start)
+        return replace(request, from_offset=start, from_us=start_us, to_offset=self._newest_offset + 1)
 
     # Control records
 
@@ -766,9 +822,12 @@ class StreamAggregate:
         return [*told, *self._feed.to(Feed.ENDED, self._moment(), end.code or end.reason, sentence)]
 
     def _seen(self, capture_us: int) -> list[Output]:
-        """Note that media came: enough to be up again, except that a feed that is down waits for its tick."""
+        """Note that media came: enough to be up again, except that a feed that is down waits for its tick.
+
+        Other producers need not write any.
+        """
         self._capture_us = max(self._capture_us, capture_us)
-        if self._kind is Kind.FILE or self._feed.feed is Feed.DOWN:
+        if self._kind is Kind.FILE or (self._feed.feed is Feed.DOWN and self._place_at is None):
             return []
         return [*self._feed.to(Feed.UP, self._moment())]
 

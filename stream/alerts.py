@@ -15,7 +15,7 @@ from stream import config
 from stream.clock import Clock
 from stream.feeds import FeedEvent
 from stream.incidents import Crop, EventKind, IncidentEvent, Moment, Severity, TrackView
-from stream.records import SCHEMA, OutRecord, Topic
+from stream.records import SCHEMA, OutRecord, Topic, is_replay
 from stream.scores import (
     DroppedRecord,
     ScoreRecord,
@@ -183,6 +183,7 @@ class Publisher:
             "incident": event.incident,
             "number": event.number,
             "event": event.kind.value,
+            "replay": is_replay(event.stream),
             "verdict": (Verdict.INCONCLUSIVE if retracted else Verdict.MANIPULATED).value,
             "reasons": reasons_json(judgement.reasons),
             "probability": rounded(judgement.probability),
@@ -199,7 +200,7 @@ class Publisher:
             "calibration": self._provenance.calibration,
             "calibration_version": self._provenance.calibration_version,
             "severity": event.severity.value,
-            "suggested_action": "none" if retracted else self._action(event.severity),
+            "suggested_action": "none" if retracted else self._action(event),
             "first_media_us": event.first_us,
             "last_media_us": event.last_us,
             "peak_media_us": event.peak_us,
@@ -251,8 +252,10 @@ class Publisher:
         }
         return attributes | ({"traceparent": traceparent} if traceparent else {})
 
-    def _action(self, severity: Severity) -> str:
-        wanted = "block" if severity is Severity.HIGH else "review"
+    def _action(self, event: IncidentEvent) -> str:
+        # What is replayed is past: there is nothing left to block.
+        grave = event.severity is Severity.HIGH and not is_replay(event.stream)
+        wanted = "block" if grave else "review"
         cap = self._incidents.suggested_action
         return ACTIONS[min(ACTIONS.index(wanted), ACTIONS.index(cap))]
 

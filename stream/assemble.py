@@ -1,94 +1,59 @@
-"""From settings to working parts: members on engines behind a face reader, and the log (DESIGN 2)."""
+"""From settings to working parts: what reads faces, and the log (DESIGN 2)."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from detectors.calibration import Calibration
-from detectors.members import Member, list_members, load_member
-from detectors.mtcnn import MtcnnDetector
-from detectors.quality import QualityLimits
-from detectors.reader import FaceReader
-from detectors.reference import reference_crops
-from engines.engine import Engine, Network, build
+from detectors.readings import FaceReading, Image
+from stream import device, marker
 from stream.alerts import Provenance, provenance_of
 from stream.clock import Clock
 from stream.config import Config
 from stream.errors import Code, UnmaskError
+from stream.log import Log
 from stream.sqlite_log import SqliteLog
 
-logger = logging.getLogger(__name__)
+
+class Reader(device.Reader, Protocol):
+    """Reads faces in pictures, and pictures that are faces."""
+
+    def read_crops(self, crops: Sequence[Image]) -> list[FaceReading]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A face reader, the members it runs, and what verdicts and alerts say of them."""
+    """What reads faces, the calibration behind every probability, and what alerts say of both."""
 
-    reader: FaceReader
-    members: tuple[Member, ...]
+    reader: Reader
+    calibration: Calibration
     provenance: Provenance
-
-    @property
-    def calibration(self) -> Calibration:
-        """The calibration behind every probability: that of the first member."""
-        return self.members[0].calibration
 
 
 def build_reader(config: Config) -> Assembly:
     """Load detector and members and put each member on the first engine that serves it.
 
-    Raises `UnmaskError` (WEIGHTS) when a member is missing, tampered with or broken, (ENGINE) when its
-    numbers cannot be used.
+    The member `marker` needs none of that, nor torch. Raises `UnmaskError` (WEIGHTS) when a member is
+    missing, tampered with or broken, (ENGINE) when its numbers cannot be used, (CONFIG) for `marker` beside
+    others.
     """
+    if marker.NAME in config.members.names:
+        return _markers(config)
+    from stream.networks import face_reader, load_members
+
     members = load_members(config.members.names)
-    detector = MtcnnDetector(config.faces.min_face_px, config.faces.confidence)
-    reader = FaceReader(
-        detector=detector,
-        members=members,
-        engines={member.name: _engine(member, config, detector) for member in members},
-        limits=QualityLimits(**config.quality.model_dump()),
-        max_faces=config.faces.max_faces,
-        batch=config.engines.batch,
-        deterministic=config.deterministic,
-    )
-    for member in members:
-        logger.info("member %s %s on %s %s", member.name, member.version, reader.engine, reader.precision)
-    return Assembly(reader, members, provenance_of(members))
+    return Assembly(face_reader(config, members), members[0].calibration, provenance_of(members))
 
 
-def load_members(names: Sequence[str]) -> tuple[Member, ...]:
-    """Load members by name or folder; none named means every shipped one. Raises `UnmaskError` (WEIGHTS)."""
-    wanted = tuple(names) or list_members()
-    if not wanted:
+def _markers(config: Config) -> Assembly:
+    if config.members.names != (marker.NAME,):
         raise UnmaskError(
-            Code.WEIGHTS, "no member is shipped with this installation; name a folder of one in members.names"
+            Code.CONFIG,
+            f"members.names is {list(config.members.names)}; {marker.NAME} sees drawn squares for faces and "
+            "must be the only one",
         )
-    try:
-        members = tuple(load_member(name) for name in wanted)
-    except ValueError as error:  # every error of a member, its crop policy and its calibration is one
-        raise UnmaskError(Code.WEIGHTS, str(error)) from error
-    doubled = {member.name for member in members if sum(other.name == member.name for other in members) > 1}
-    if doubled:
-        raise UnmaskError(
-            Code.WEIGHTS, f"member {min(doubled)} is named twice in members.names; once is right"
-        )
-    return members
-
-
-def _engine(member: Member, config: Config, detector: MtcnnDetector) -> Engine:
-    try:
-        return build(
-            Network(member.name, member.module, member.sha256),
-            order=config.engines.order,
-            precision=config.engines.precision,
-            threads=config.engines.threads,
-            cache_dir=Path(config.engines.cache_dir).expanduser(),
-            reference=reference_crops(detector, member.policy),
-            to_probability=member.calibration.probability,
-        )
-    except (ValueError, LookupError, OSError) as error:
-        raise UnmaskError(Code.ENGINE, str(error)) from error
+    return Assembly(marker.MarkerReader(), marker.CALIBRATION, marker.PROVENANCE)
 
 
 def data_folder(config: Config) -> Path:
@@ -101,6 +66,18 @@ def log_folder(config: Config) -> Path:
     return data_folder(config) / "log"
 
 
-def open_log(config: Config, clock: Clock) -> SqliteLog:
+def open_embedded(config: Config, clock: Clock) -> SqliteLog:
     """Open the embedded log, making its folder if missing. Raises `UnmaskError` as `SqliteLog` does."""
     return SqliteLog(log_folder(config), config.log, clock)
+
+
+def open_log(config: Config, clock: Clock) -> Log:
+    """Open the log over the cluster that the settings name, else the embedded one.
+
+    Raises `UnmaskError` as `SqliteLog` and `stream.cluster.open_cluster` do.
+    """
+    if not config.kafka.bootstrap_servers:
+        return open_embedded(config, clock)
+    from stream.cluster import open_cluster
+
+    return open_cluster(config)

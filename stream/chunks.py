@@ -77,7 +77,8 @@ sample rate, which the muxer rounds to."""
 START_TIME_BASE = Fraction(1, 1_000_000)
 """Time base of control records before any video was seen."""
 
-_FLAGS = {(False, False): ".", (True, False): "c", (False, True): "d", (True, True): "x"}
+FLAGS = {(False, False): ".", (True, False): "c", (False, True): "d", (True, True): "x"}
+"""The letter of a packet in `unmask_flags`, by whether it is corrupt and whether it is hidden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ class Chunker:
         if self._parameters is None:
             self._parameters = ParameterWatch(packet.stream)
         changed = self._parameters.update(packet)
-        stamp = self._epochs.step(_times(packet), self._clock.now_us(), changed)
+        stamp = self._epochs.step(times_of(packet), self._clock.now_us(), changed)
         base = stamp.epoch.time_base
         end = ((stamp.pts if stamp.dts is None else stamp.dts) + stamp.duration) * base
         done = [] if self._goes_on(packet, stamp, end) else self.flush()
@@ -392,7 +393,7 @@ def _invalid(meta: ChunkMeta, what: str) -> UnmaskError:
     return UnmaskError(Code.CHUNK_INVALID, f"chunk {where} {what}")
 
 
-def _times(packet: Any) -> Times:
+def times_of(packet: Any) -> Times:
     return Times(
         pts=packet.pts,
         dts=packet.dts,
@@ -425,7 +426,7 @@ def _write_nut(
         base = _base(pending)
         out.metadata["unmask_base"] = str(base)
         out.metadata["unmask_flags"] = "".join(
-            _FLAGS[packet.is_corrupt, packet.is_discard] for packet, _ in pending.video
+            FLAGS[packet.is_corrupt, packet.is_discard] for packet, _ in pending.video
         )
         out.metadata["unmask_size"] = str(pending.size)
         audio = None
@@ -490,7 +491,7 @@ def _read_nut(meta: ChunkMeta, value: bytes) -> ChunkPackets:
     with open_chunk(meta, value) as container:
         flags = container.metadata.get("unmask_flags", "")
         base = int(container.metadata["unmask_base"])
-        video, audio = _packets(container)
+        video, audio = demuxed(container)
         size = sum(packet.size for packet in video + audio)
         promised = int(container.metadata["unmask_size"])
         if len(video) != len(flags) or size != promised:
@@ -500,7 +501,7 @@ def _read_nut(meta: ChunkMeta, value: bytes) -> ChunkPackets:
                 f"its header says {len(flags)} and {promised}",
             )
         pts = tuple(_ticks(packet, meta.time_base) + base for packet in video)
-        shown = tuple(map(_restored, video, pts, flags, repeat(meta.time_base)))
+        shown = tuple(map(restored, video, pts, flags, repeat(meta.time_base)))
         heard = tuple(_restored_audio(packet, base * meta.time_base) for packet in audio)
     lowest = min(pts, default=None)
     if lowest != meta.pts:
@@ -508,7 +509,7 @@ def _read_nut(meta: ChunkMeta, value: bytes) -> ChunkPackets:
     return ChunkPackets(shown, pts, heard, meta.codec)
 
 
-def _packets(container: Any) -> tuple[list[Any], list[Any]]:
+def demuxed(container: Any) -> tuple[list[Any], list[Any]]:
     """Return the packets of the first video and the first audio stream."""
     chosen = [*container.streams.video[:1], *container.streams.audio[:1]]
     packets = [packet for packet in container.demux(chosen) if packet.size]
@@ -523,7 +524,7 @@ def _ticks(packet: Any, time_base: Fraction) -> int:
     return int(ticks)
 
 
-def _restored(packet: Any, pts: int, flag: str, time_base: Fraction) -> Any:
+def restored(packet: Any, pts: int, flag: str, time_base: Fraction) -> Any:
     # A packet of one's own: the demuxed one points at its stream, which ends with the container.
     copy = av.Packet(packet)
     copy.time_base = time_base
@@ -546,10 +547,10 @@ def _read_foreign(meta: ChunkMeta, value: bytes) -> ChunkPackets:
         if not container.streams.video:
             raise _invalid(meta, "holds no video stream")
         codec = meta.codec or stream_parameters(container.streams.video[0])
-        video, audio = _packets(container)
+        video, audio = demuxed(container)
         pts = tuple(_foreign_ticks(packet, meta.time_base) for packet in video)
-        flags = (_FLAGS[packet.is_corrupt, packet.is_discard] for packet in video)
-        shown = tuple(map(_restored, video, pts, flags, repeat(meta.time_base)))
+        flags = (FLAGS[packet.is_corrupt, packet.is_discard] for packet in video)
+        shown = tuple(map(restored, video, pts, flags, repeat(meta.time_base)))
         heard = tuple(_restored_audio(packet, Fraction(0)) for packet in audio)
     return ChunkPackets(shown, pts, heard, codec)
 

@@ -32,6 +32,11 @@ app = typer.Typer(
 topics = typer.Typer(help="The topics of a Kafka cluster.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(topics, name="topics")
 
+deadletter = typer.Typer(
+    help="What could not be decoded or read.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(deadletter, name="deadletter")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -132,6 +137,51 @@ def watch(
 
     with open_console(out) as console:
         return run(settings, sources, as_json, console)
+
+
+@app.command()
+@_command(stopped=OK)
+def detect(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Watch what is in the log, as one worker of a group; a service over Kafka.
+
+    Runs until SIGTERM or Ctrl-C, then hands over and ends with exit code 0; 1 means start me again, as a
+    supervisor does.
+
+    \b
+    Example, with a broker of deploy/kafka whose topics are made:
+        unmask detect --set kafka.bootstrap_servers=127.0.0.1:9092
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=False)
+    from stream.detect_service import detect as run
+
+    return _leave(run(settings))
+
+
+@app.command()
+@_command(stopped=OK)
+def canary(
+    once: Annotated[bool, typer.Option("--once", help="One round; exit code 1 if one was missed.")] = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Send a marked clip through every partition and say when nobody notices it.
+
+    Run it beside `unmask detect`, as a process of its own. Nothing of it reaches scores, alerts or evidence.
+
+    \b
+    Example, with a worker running:
+        unmask canary --once --set kafka.bootstrap_servers=127.0.0.1:9092
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=False)
+    from stream.canary_service import canary as run
+
+    return run(settings, once, sys.stdout)
 
 
 @app.command()
@@ -292,6 +342,173 @@ def train(
     return OK
 
 
+@app.command()
+@_command()
+def bench(
+    target: Annotated[
+        Path | None, typer.Option("--out", help="File for the profile; else profile.json in the data folder.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute, with a wider spread.")] = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Measure what this machine carries, for `unmask plan`.
+
+    Needs no data of yours. The log of a cluster is measured too if the settings name one.
+
+    \b
+    Example:
+        unmask bench --quick
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.bench import run
+
+    return run(settings, target, quick, sys.stdout)
+
+
+@app.command()
+@_command()
+def plan(
+    streams: Annotated[int, typer.Option(help="Feeds at a time.")],
+    bitrate: Annotated[float, typer.Option(help="Mbit/s of a feed, sound included.")],
+    fps: Annotated[float, typer.Option(help="Pictures of a feed looked at a second.")] = 2.0,
+    faces: Annotated[float, typer.Option(help="Faces in view, on average.")] = 1.0,
+    source_fps: Annotated[float, typer.Option(help="Pictures a second that a feed brings.")] = 25.0,
+    lines: Annotated[int, typer.Option(help="Lines of a picture: 720 or 1080.")] = 1080,
+    regions: Annotated[int, typer.Option(help="Clusters that share the feeds evenly.")] = 1,
+    cores: Annotated[int | None, typer.Option(help="Cores of a machine; else as measured.")] = None,
+    nic_gbit: Annotated[float, typer.Option(help="Gbit/s of a machine's network.")] = 10.0,
+    price_core_hour: Annotated[float | None, typer.Option(help="Price of a core for an hour.")] = None,
+    price_gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.")] = None,
+    price_disk_gb_month: Annotated[float | None, typer.Option(help="Price of a GB for a month.")] = None,
+    price_network_gb: Annotated[
+        float | None, typer.Option(help="Price of a GB between ingest, brokers and detect.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="File or name of a profile; else that of this machine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Say how many machines, brokers and partitions so many feeds take, from measured figures.
+
+    Prints everything that it assumes. `unmask bench` measures this machine.
+
+    \b
+    Example:
+        unmask bench --quick && unmask plan --streams 1000 --bitrate 5 --fps 2 --faces 1
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.plan import Asked, Prices
+    from stream.plan_text import run
+    from stream.profile import FILE, find
+
+    own = Path(settings.data_dir).expanduser() / FILE
+    asked = Asked(streams, fps, bitrate, faces, source_fps, lines, regions, cores, nic_gbit)
+    prices = Prices(price_core_hour, price_gpu_hour, price_disk_gb_month, price_network_gb)
+    return run(asked, find(profile, own), settings, prices, as_json, sys.stdout)
+
+
+@app.command()
+@_command()
+def attach(
+    source: Annotated[str, typer.Argument(metavar="URL", help="[ID=]ADDRESS, or env:NAME of one.")],
+    name: Annotated[str | None, typer.Option("--id", help="Stream id; else made of the address.")] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Pictures a second looked at while it is calm; else sampling.idle_fps."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="A label; may be repeated.")
+    ] = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """List a feed to be watched: unmask ingest, or a running unmask watch, attaches it.
+
+    An address with a password, token or key in it goes into an environment variable of the process that
+    attaches (and of this one), and is named here as env:NAME: the list can be read by others.
+
+    \b
+    Example:
+        unmask attach tcp://192.0.2.7:9000 --id studio --label region=north
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.attachments import attach as run
+
+    return run(settings, source, name, fps, labels or [], sys.stdout)
+
+
+@app.command()
+@_command()
+def detach(
+    stream: Annotated[str, typer.Argument(metavar="ID", help="Stream id, as unmask streams prints it.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Take a feed out of the list: it is watched no more, and its open incident closes.
+
+    \b
+    Example:
+        unmask detach studio
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.attachments import detach as run
+
+    return run(settings, stream, sys.stdout)
+
+
+@app.command()
+@_command()
+def streams(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Print the feeds that are listed, and how they stand.
+
+    \b
+    Example:
+        unmask streams
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.attachments import streams as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@app.command()
+@_command(stopped=OK)
+def ingest(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Attach the listed feeds and write what they send into the log: one of any number of processes.
+
+    Runs until SIGTERM; its feeds then go to the other processes. Exit code 2 if it cannot go on: start it
+    again.
+
+    \b
+    Example, with a broker of deploy/kafka:
+        unmask ingest --set kafka.bootstrap_servers=127.0.0.1:9092
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=False)
+    from stream.ingest_service import ingest as run
+
+    return run(settings)
+
+
 @app.command(name="config")
 @_command()
 def show_config(config: ConfigPath = None, overrides: Overrides = None) -> int:
@@ -347,6 +564,94 @@ def check_topics(config: ConfigPath = None, overrides: Overrides = None) -> int:
     from stream.cluster import check
 
     return check(settings, sys.stdout)
+
+
+def _leave(code: int) -> int:
+    """End the process without waiting for threads: what made it end may be one that hangs for good."""
+    import logging
+
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+@deadletter.command(name="list")
+@_command()
+def list_letters(
+    stream: Annotated[str | None, typer.Option(help="Only those of this stream.")] = None,
+    code: Annotated[str | None, typer.Option(help="Only those with this code, like decode_failed.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="UTC; only those since then.")] = None,
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """List dead letters, oldest first: id, time, stream, code, reason.
+
+    \b
+    Example:
+        unmask deadletter list --code decode_failed
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.deadletters import Wanted
+    from stream.deadletters import list_letters as run
+
+    return run(settings, Wanted(stream, code, since), as_json, sys.stdout)
+
+
+@deadletter.command(name="show")
+@_command()
+def show_letter(
+    name: Annotated[str, typer.Argument(metavar="ID", help="As listed.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write its media here: playable, else the records as JSON lines.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Show a dead letter: why, all headers (redacted), which chunks.
+
+    \b
+    Example:
+        unmask deadletter show media.3.1024 --out letter.mp4
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.deadletters import show as run
+
+    return run(settings, name, out, as_json, sys.stdout)
+
+
+@deadletter.command(name="replay")
+@_command()
+def replay_letter(
+    name: Annotated[str, typer.Argument(metavar="ID", help="As listed.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for detect, print what became of it.")] = False,
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Let detect decode a dead letter again, as the stream <stream>~replay; nothing of it is live.
+
+    Incidents are marked as replayed and suggest a review at most. With --wait exit code 1 if something was
+    dead-lettered again.
+
+    \b
+    Example:
+        unmask deadletter replay media.3.1024 --wait
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.deadletters import replay as run
+
+    return run(settings, name, wait, as_json, sys.stdout)
 
 
 def _log_to_stderr(quiet: bool) -> None:

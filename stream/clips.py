@@ -10,7 +10,7 @@ from typing import Any
 
 import av
 
-from stream.chunks import Chunk, join_parts, open_chunk, read_chunk
+from stream.chunks import Chunk, ChunkPackets, join_parts, open_chunk, read_chunk
 from stream.errors import Code, UnmaskError
 from stream.parameters import write_rotation
 from stream.records import ChunkMeta
@@ -35,6 +35,13 @@ class Clip:
     last_us: int
 
 
+_Record = list[Chunk]
+"""The parts of a record, as far as they are there."""
+
+_Run = list[tuple[Chunk, ChunkPackets]]
+"""Chunks that follow each other, and what is in them."""
+
+
 @dataclass(slots=True)
 class _Gop:
     """A keyframe and what follows it up to the next, in decode order; `video` holds (packet, pts)."""
@@ -51,88 +58,117 @@ class _Gop:
         return min(pts for _, pts in self.video)
 
 
-def cut_clip(chunks: Iterable[Chunk], first_us: int, last_us: int, peak_us: int | None = None) -> Clip:
+def cut_clip(
+    chunks: Iterable[Chunk], first_us: int, last_us: int, peak_us: int | None = None, whole: bool = False
+) -> Clip:
     """Return the pictures from `first_us` to `last_us` (media time), cut outward at keyframes.
 
-    `chunks` are records of one stream, in any order; control records are passed over, parts are joined. If
-    they are of several epochs, the clip is of the one that holds `peak_us` (default: the middle). Begins at
-    the last keyframe not after `first_us` (the first there is, if there is none before) and ends before the
-    first keyframe after which nothing up to `last_us` is shown. Leading pictures of the first keyframe
-    cannot be decoded without what came before and are left out. Audio comes along if the container can
-    carry its codec. MP4 with its index in front, or WebM or Matroska where MP4 cannot carry the codec.
+    `chunks` are records of one stream, in any order; control records are passed over, parts are joined, what
+    lacks one is lost. If they are of several epochs, the clip is of the one that holds `peak_us`
+    (default: the middle). Begins at the last keyframe not after `first_us` (the first there is, if there is
+    none before) and ends before the first keyframe after which nothing up to `last_us` is shown. Leading
+    pictures of the first keyframe cannot be decoded without what came before and are left out. Audio comes
+    along if the container can carry its codec. MP4 with its index in front, or WebM or Matroska where MP4
+    cannot carry the codec.
 
-    Raises `UnmaskError` (CHUNK_INVALID) if there is no keyframe up to `last_us` or a chunk cannot be read.
+    Where chunks cannot be read, or lack a part, the clip is of what lies nearest to the peak without a break.
+
+    Raises `UnmaskError` (CHUNK_INVALID) if there is no keyframe up to `last_us`, and for a chunk that cannot
+    be read if nothing else can, or if the `whole` is wanted.
     """
     peak = (first_us + last_us) // 2 if peak_us is None else peak_us
-    epoch = _epoch_of(_whole(chunks), peak)
-    gops = list(_wanted(epoch, first_us, last_us))
-    if not gops:
-        sentence = f"no keyframe before the end of the range in {len(epoch)} chunks; a clip begins at one"
-        raise UnmaskError(Code.CHUNK_INVALID, sentence)
+    runs, damage = _runs(_epoch_of(_records(chunks), peak))
+    if damage is not None and (whole or not runs):
+        raise damage
+    epoch, gops = _nearest(runs, first_us, last_us, peak)
     opening = gops[0]
     opening.video = [(packet, pts) for packet, pts in opening.video if pts >= opening.key_pts]
     try:
-        return _remux(epoch, gops)
+        return _remux([chunk for chunk, _ in epoch], gops)
     except UnmaskError:
         raise
     except Exception as error:  # PyAV raises whatever FFmpeg or its own conversions stumble over
-        sentence = (
-            f"clip cannot be written from chunks of {epoch[0][0].stream} ({type(error).__name__}: {error})"
-        )
+        stream = epoch[0][0][0].stream
+        sentence = f"clip cannot be written from chunks of {stream} ({type(error).__name__}: {error})"
         raise UnmaskError(Code.CHUNK_INVALID, sentence) from error
 
 
-def _whole(chunks: Iterable[Chunk]) -> list[Chunk]:
-    """Return the media chunks in order, parts joined, none twice."""
+def _records(chunks: Iterable[Chunk]) -> list[_Record]:
+    """Return the media records in order, each with its parts, none twice."""
     media = sorted(
         (chunk for chunk in chunks if chunk[0].control is None), key=lambda chunk: chunk[0].order()
     )
-    whole = []
-    for _, same in groupby(media, key=lambda chunk: chunk[0].order()[:3]):
-        parts = {chunk[0].part: chunk for chunk in same}
-        whole.append(join_parts(list(parts.values())))
-    return whole
+    same = groupby(media, key=lambda chunk: chunk[0].order()[:3])
+    return [list({chunk[0].part: chunk for chunk in parts}.values()) for _, parts in same]
 
 
-def _epoch_of(chunks: Sequence[Chunk], peak_us: int) -> list[Chunk]:
-    """Return the chunks of the epoch nearest to `peak_us`."""
-    epochs = [list(same) for _, same in groupby(chunks, key=lambda chunk: chunk[0].order()[:2])]
-    timed = [epoch for epoch in epochs if any(meta.pts is not None for meta, _ in epoch)]
+def _epoch_of(records: Sequence[_Record], peak_us: int) -> list[_Record]:
+    """Return the records of the epoch nearest to `peak_us`."""
+    epochs = [list(same) for _, same in groupby(records, key=lambda parts: parts[0][0].order()[:2])]
+    timed = [epoch for epoch in epochs if any(parts[0][0].pts is not None for parts in epoch)]
     if not timed:
-        raise UnmaskError(Code.CHUNK_INVALID, f"no video in {len(chunks)} chunks; a clip must hold some")
-    return min(timed, key=lambda epoch: _distance(epoch, peak_us))
+        raise UnmaskError(Code.CHUNK_INVALID, f"no video in {len(records)} chunks; a clip must hold some")
+    return min(timed, key=lambda epoch: _distance([parts[0][0] for parts in epoch], peak_us))
 
 
-def _distance(epoch: Sequence[Chunk], peak_us: int) -> int:
-    times = [meta.media_us(meta.pts) for meta, _ in epoch if meta.pts is not None]
+def _distance(metas: Iterable[ChunkMeta], peak_us: int) -> int:
+    times = [meta.media_us(meta.pts) for meta in metas if meta.pts is not None]
     return max(0, min(times) - peak_us, peak_us - max(times))
 
 
-def _wanted(epoch: Sequence[Chunk], first_us: int, last_us: int) -> Iterator[_Gop]:
+def _runs(epoch: Sequence[_Record]) -> tuple[list[_Run], UnmaskError | None]:
+    """Read the chunks; return what is readable without a break, and the first complaint.
+
+    What lacks a part is a break and no complaint: records are read from wherever the log begins.
+    """
+    runs: list[_Run] = [[]]
+    damage: UnmaskError | None = None
+    for parts in epoch:
+        if len(parts) < parts[0][0].parts:
+            runs.append([])
+            continue
+        try:
+            meta, value = join_parts(parts)
+            runs[-1].append(((meta, value), read_chunk(meta, value)))
+        except UnmaskError as error:
+            damage = damage or error
+            runs.append([])
+    return [run for run in runs if any(packets.video for _, packets in run)], damage
+
+
+def _nearest(runs: Sequence[_Run], first_us: int, last_us: int, peak_us: int) -> tuple[_Run, list[_Gop]]:
+    """Return the run nearest to the peak that holds anything of the wanted range, and what it holds."""
+    for run in sorted(runs, key=lambda run: _distance([meta for (meta, _), _ in run], peak_us)):
+        gops = list(_wanted(run, first_us, last_us))
+        if gops:
+            return run, gops
+    count = sum(map(len, runs))
+    sentence = f"no keyframe before the end of the range in {count} chunks; a clip begins at one"
+    raise UnmaskError(Code.CHUNK_INVALID, sentence)
+
+
+def _wanted(run: _Run, first_us: int, last_us: int) -> Iterator[_Gop]:
     """Yield the groups of pictures that hold the wanted range."""
-    meta = epoch[0][0]
-    for gop in _gops(epoch[_start(epoch, first_us) :]):
+    meta = run[0][0][0]
+    for gop in _gops(run[_start(run, first_us) :]):
         if meta.media_us(gop.lowest_pts) > last_us:
             return
         yield gop
 
 
-def _start(epoch: Sequence[Chunk], first_us: int) -> int:
+def _start(run: _Run, first_us: int) -> int:
     """Return the index of the chunk to begin with: that of the last keyframe not after `first_us`."""
-    keys = [index for index, (meta, _) in enumerate(epoch) if meta.starts_on_keyframe]
+    keys = [index for index, ((meta, _), _) in enumerate(run) if meta.starts_on_keyframe]
     for index in reversed(keys):
-        meta, value = epoch[index]
-        if meta.pts is not None and meta.media_us(meta.pts) > first_us:
-            continue
-        if meta.media_us(read_chunk(meta, value).video_pts[0]) <= first_us:
+        (meta, _), packets = run[index]
+        if packets.video and meta.media_us(packets.video_pts[0]) <= first_us:
             return index
-    return keys[0] if keys else len(epoch)
+    return keys[0] if keys else len(run)
 
 
-def _gops(chunks: Sequence[Chunk]) -> Iterator[_Gop]:
+def _gops(run: _Run) -> Iterator[_Gop]:
     gop = _Gop()
-    for meta, value in chunks:
-        packets = read_chunk(meta, value)
+    for _, packets in run:
         for packet, pts in zip(packets.video, packets.video_pts, strict=True):
             if packet.is_keyframe and gop.video:
                 yield gop

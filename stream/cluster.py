@@ -3,13 +3,16 @@
 from importlib.util import find_spec
 from typing import TextIO
 
-from stream.clock import SystemClock
+from stream.clock import Deadline, SystemClock
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.kafka_log import KafkaLog
 from stream.topics import topic_specs
 
 OK, DIFFERENT = 0, 1
+
+SETTLE_S, SETTLE_NAP_S = 5.0, 0.2
+"""Which broker answers is chance, and one may not have heard yet of what another has just made."""
 
 
 def open_cluster(config: Config) -> KafkaLog:
@@ -33,7 +36,11 @@ def create(config: Config, out: TextIO) -> int:
     """Make what is missing, change settings that differ, and tell what is left different."""
     log = open_cluster(config)
     try:
-        log.create_topics(topic_specs(config))
+        specs, clock = topic_specs(config), SystemClock()
+        log.create_topics(specs)
+        deadline = Deadline(SETTLE_S, clock)
+        while any(map(log.differences, specs)) and not deadline.passed():
+            clock.sleep(SETTLE_NAP_S)
         return _tell(log, config, out)
     finally:
         log.close()

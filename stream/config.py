@@ -189,6 +189,11 @@ class Ingest(Section):
         "bytes",
         "How far reading a file may run ahead of detection, so a file never fills the disk.",
     )
+    spool_max_bytes: Bytes = setting(
+        2 * 1024**3,
+        "bytes",
+        "Disk a shard may fill while Kafka is away, then the oldest goes: 7 minutes of 8 feeds at 5 Mbit/s.",
+    )
 
 
 class Decode(Section):
@@ -427,6 +432,18 @@ class Worker(Section):
     metrics_port: int = setting(
         0, "port", "Prometheus metrics are served here; 0 serves none.", ge=0, le=65535
     )
+    metrics_host: str = setting(
+        "127.0.0.1", "address", "Where they are served; 0.0.0.0 in a container, for probes from outside."
+    )
+
+
+class Canary(Section):
+    """A marked clip that travels the real path, so that a silent stop is noticed (`unmask canary`)."""
+
+    every_s: float = setting(60.0, "s", "A canary is sent to each partition this often; 0 sends none.", ge=0)
+    within_s: Seconds = setting(
+        30.0, "s", "No answer for this long is an alarm; a worker that died is replaced in less."
+    )
 
 
 class Config(Section):
@@ -460,3 +477,4 @@ class Config(Section):
     engines: Engines = Engines()
     members: Members = Members()
     worker: Worker = Worker()
+    canary: Canary = Canary()

@@ -27,8 +27,8 @@ import numpy as np
 from detectors.readings import Image
 from stream.decode import Counts, DecodeSettings, StreamDecoder
 from stream.errors import Code, UnmaskError
+from stream.foreign import Place, read_headers
 from stream.frames import Applied, Failed, ResumePoint, SampledFrame
-from stream.records import decode_headers
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -57,6 +57,7 @@ class ChildSettings:
     slots: int
     resume: ResumePoint
     fps: float
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ EMPTY: Image = np.empty((0, 0, 3), np.uint8)
 
 def main(connection: Connection, side: Connection, settings: ChildSettings) -> None:
     """Run a decoder until the parent closes the socket or dies."""
-    _confine(settings.memory_limit_bytes)
+    confine(settings.memory_limit_bytes)
     child = _Child(connection, side, settings)
     connection.send(Ready())
     while True:
@@ -128,7 +129,8 @@ def main(connection: Connection, side: Connection, settings: ChildSettings) -> N
         child.apply(job)
 
 
-def _confine(memory_limit_bytes: int) -> None:
+def confine(memory_limit_bytes: int) -> None:
+    """Let this process die with its parent, by SIGKILL only, or of wanting more memory than it may have."""
     # The parent stops children by SIGKILL; Ctrl-C and a supervisor's SIGTERM go to whole groups, and a child
     # that obeyed them would look like one that its chunk has killed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -146,18 +148,18 @@ class _Child:
     def __init__(self, connection: Connection, side: Connection, settings: ChildSettings) -> None:
         self._connection = connection
         self._slots = SlotWriter(connection, side, settings.slots, settings.fps)
-        self._decoder = StreamDecoder(settings.decode, settings.resume, self._slots.rate)
+        self._decoder = StreamDecoder(settings.decode, settings.resume, self._slots.rate, settings.place)
         self._reported = Counts()
 
     def apply(self, job: Job) -> None:
         try:
-            meta = decode_headers(job.key, job.headers)
+            read = read_headers(job.key, job.headers)
         except UnmaskError as error:
             self._decoder.counts.records += 1
             self._decoder.counts.invalid += error.code is Code.CHUNK_INVALID
             self._done(Failed(job.offset, None, job.offset, error.code, str(error)))
             return
-        for event in self._decoder.feed(job.offset, meta, job.value):
+        for event in self._decoder.feed(job.offset, read, job.value):
             if isinstance(event, SampledFrame):
                 self._connection.send(self._slots.put(event))
             else:

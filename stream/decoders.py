@@ -48,8 +48,9 @@ from stream.decoder_child import (
     Ring,
 )
 from stream.errors import Code, UnmaskError
+from stream.foreign import Place, Places, Segment, read_headers
 from stream.frames import Applied, DecoderEvent, Failed, ResumePoint, SampledFrame
-from stream.records import ChunkMeta, Record, decode_headers
+from stream.records import ChunkMeta, Record
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +134,14 @@ class DecoderPool:
         # Children are forked from a server that has these modules already: no start-up, and shared pages.
         self._context.set_forkserver_preload([decoder_child.__name__])
 
-    def open(self, stream: str, resume: ResumePoint, fps: float) -> None:
-        """Take up a stream at `resume`, sampled `fps` times a second. Raises ValueError if it is open."""
+    def open(self, stream: str, resume: ResumePoint, fps: float, place: Place | None = None) -> None:
+        """Take up a stream at `resume`, sampled `fps` times a second. Raises ValueError if it is open.
+
+        `place`: where a stream of another producer stands before the first record that will be submitted.
+        """
         if stream in self._streams:
             raise ValueError(f"stream {stream} is open already; close it first")
-        self._streams[stream] = _Stream(self, stream, resume, fps)
+        self._streams[stream] = _Stream(self, stream, resume, fps, place)
 
     def submit(self, record: Record) -> bool:
         """Queue the next record of an open stream; False if its queue is full: then submit it again later.
@@ -233,8 +237,11 @@ class _Kept:
 class _Stream:
     """One stream of the pool."""
 
-    def __init__(self, pool: DecoderPool, name: str, resume: ResumePoint, fps: float) -> None:
+    def __init__(
+        self, pool: DecoderPool, name: str, resume: ResumePoint, fps: float, place: Place | None
+    ) -> None:
         self._pool = pool
+        self._places = Places(place, place)
         self._name = name
         self._resume = resume
         self._fps = fps
@@ -316,7 +323,12 @@ class _Stream:
         """Start a fresh child and feed it what it needs before the next record."""
         config = self._pool.config
         settings = ChildSettings(
-            DecodeSettings.of(config), config.memory_limit_bytes, config.slots, self._resume, self._fps
+            DecodeSettings.of(config),
+            config.memory_limit_bytes,
+            config.slots,
+            self._resume,
+            self._fps,
+            self._places.at if self.kept.records else self._places.now,
         )
         self.child = self._pool.start(settings, self._name)
         self._heard = self._pool.clock.monotonic()
@@ -356,6 +368,7 @@ class _Stream:
         record = self._sent.popleft()
         self._done = event.offset
         self._decode_from = event.decode_from
+        self._places = event.places or self._places
         totals = self._pool.totals
         totals.decode += done.counts
         if not self.kept.add(record, event.decode_from):
@@ -405,7 +418,7 @@ class _Stream:
 
         It needs no decoder, and without its `end` a stream would never be over.
         """
-        meta = _meta(record)
+        meta = self._meta(record)
         if meta is None or meta.control is None:
             return self._failed(record, code)
         decode_from = record.offset if self._decode_from is None else self._decode_from
@@ -413,6 +426,15 @@ class _Stream:
         return Applied(
             record.offset, meta, record.value or b"", decode_from, last_pts, self._early, self._early, 0
         )
+
+    def _meta(self, record: Record) -> ChunkMeta | None:
+        try:
+            read = read_headers(record.key, record.headers)
+        except UnmaskError:
+            return None
+        if isinstance(read, Segment):
+            return read.bare(self._resume.attachment, self._resume.epoch or 0)
+        return read
 
     def _is_at(self, meta: ChunkMeta) -> bool:
         return (meta.attachment, meta.epoch) == (self._resume.attachment, self._resume.epoch)
@@ -422,7 +444,9 @@ class _Stream:
         decode_from = self._decode_from
         if decode_from is None:
             decode_from = record.offset
-        return Failed(record.offset, _meta(record), decode_from, code, f"record {record.offset} {what} twice")
+        sentence = f"record {record.offset} {what} twice"
+        places = self._places if self._places.now else None
+        return Failed(record.offset, self._meta(record), decode_from, code, sentence, places)
 
     def _drop_child(self, timeout: float) -> None:
         child, self.child = self.child, None
@@ -442,7 +466,7 @@ class _Child:
         self.process = context.Process(
             target=decoder_child.main, args=(far, reader, settings), name=f"unmask-decode-{name}", daemon=True
         )
-        with _no_main_module():
+        with no_main_module():
             self.process.start()
         # Children ignore SIGTERM, by which multiprocessing would end them, and wait for, at exit.
         atexit.register(self.process.kill)
@@ -533,15 +557,20 @@ class _Release:
             side.tell(RELEASE, generation=self._generation, slot=self._slot)
 
 
+_MAIN = threading.Lock()
+"""Decoders and clips start their children in threads of their own."""
+
+
 @contextmanager
-def _no_main_module() -> Iterator[None]:
+def no_main_module() -> Iterator[None]:
     """Start a process that does not import our main module again: it would bring torch into every child."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _MAIN:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _view(memory: mmap.mmap, start: int, shape: tuple[int, int, int]) -> Image:
@@ -551,10 +580,3 @@ def _view(memory: mmap.mmap, start: int, shape: tuple[int, int, int]) -> Image:
 
 def _size(record: Record) -> int:
     return len(record.value or b"")
-
-
-def _meta(record: Record) -> ChunkMeta | None:
-    try:
-        return decode_headers(record.key, record.headers)
-    except UnmaskError:
-        return None

@@ -4,11 +4,13 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from detectors.readings import FaceReading, Image
+from stream import marker
 from stream.clock import Clock
 from stream.frames import Applied, Dropped, Failed, SampledFrame, ScoredFrame
+from stream.records import is_canary
 
 logger = logging.getLogger(__name__)
 
@@ -46,22 +48,28 @@ class Skipped:
         self.dropped = dropped
 
 
+Owner = TypeVar("Owner")
+"""Whose the work is. Results carry it back, so that what is finished after its owner went reaches nobody."""
+
 Work = SampledFrame | Applied | Failed | Skipped
 Result = ScoredFrame | Applied | Failed | Skipped
 
 
-class Device:
+class Device(Generic[Owner]):
     """Takes work in order and gives results in the same order.
 
-    Owner of both queues. `offer` and `take` never block; the device thread blocks only on its own queues.
+    The canary's frames go through the reader like all others, and are then read by the one that sees its mark
+    (DESIGN 3.10). Owner of both queues. `offer` and `take` never block; the device thread blocks only on its
+    own queues.
     """
 
     def __init__(self, reader: Reader, batch_frames: int, clock: Clock) -> None:
         self._reader = reader
+        self._canary = marker.MarkerReader()
         self._batch_frames = batch_frames
         self._clock = clock
-        self._work: queue.Queue[tuple[Work, bool] | None] = queue.Queue(QUEUE_ITEMS)
-        self._results: queue.Queue[Result] = queue.Queue(QUEUE_ITEMS)
+        self._work: queue.Queue[tuple[Work, bool, Owner] | None] = queue.Queue(QUEUE_ITEMS)
+        self._results: queue.Queue[tuple[Owner, Result]] = queue.Queue(QUEUE_ITEMS)
         self._thread = threading.Thread(target=self._run, name="unmask-device", daemon=True)
         self._last_output = clock.monotonic()
         self._pending = 0
@@ -79,17 +87,17 @@ class Device:
         """Return whether `offer` has room for one more piece of work."""
         return self._work.qsize() < QUEUE_ITEMS and self._results.qsize() < QUEUE_ITEMS
 
-    def offer(self, work: Work, late: bool) -> None:
+    def offer(self, work: Work, late: bool, owner: Owner) -> None:
         """Queue work. Call only after `room()` said yes, from one thread."""
         with self._lock:
             if self._pending == 0:
                 self._last_output = self._clock.monotonic()
             self._pending += 1
-        self._work.put_nowait((work, late))
+        self._work.put_nowait((work, late, owner))
 
-    def take(self) -> list[Result]:
+    def take(self) -> list[tuple[Owner, Result]]:
         """Return what is finished, in order."""
-        results: list[Result] = []
+        results: list[tuple[Owner, Result]] = []
         while True:
             try:
                 results.append(self._results.get_nowait())
@@ -127,9 +135,9 @@ class Device:
 
     def _step(self) -> bool:
         item = self._work.get()
-        batch: list[tuple[SampledFrame, bool]] = []
+        batch: list[tuple[SampledFrame, bool, Owner]] = []
         while item is not None and isinstance(item[0], SampledFrame):
-            batch.append((item[0], item[1]))
+            batch.append((item[0], item[1], item[2]))
             if len(batch) >= self._batch_frames:
                 break
             try:
@@ -141,31 +149,32 @@ class Device:
             self._score(batch)
             if item is None:
                 return False
-            self._finish(item[0])
+            assert not isinstance(item[0], SampledFrame)
+            self._finish(item[2], item[0])
             return True
         self._score(batch)
         return True
 
-    def _score(self, batch: Sequence[tuple[SampledFrame, bool]]) -> None:
+    def _score(self, batch: Sequence[tuple[SampledFrame, bool, Owner]]) -> None:
         if not batch:
             return
         begun = self._clock.monotonic()
         try:
             results = self._read(batch)
         finally:
-            for frame, _ in batch:
+            for frame, _, _ in batch:
                 frame.release()
         self.seconds_per_frame = (self._clock.monotonic() - begun) / len(batch)
-        for result in results:
-            self._finish(result)
+        for (_, _, owner), result in zip(batch, results, strict=True):
+            self._finish(owner, result)
 
-    def _read(self, batch: Sequence[tuple[SampledFrame, bool]]) -> list[Result]:
+    def _read(self, batch: Sequence[tuple[SampledFrame, bool, Owner]]) -> list[Result]:
         """Read a batch; if that fails (no memory, a picture nobody thought of), frame by frame.
 
         A frame that fails alone is not scored, counted. Raises what the reader raises if all fail.
         """
         try:
-            readings = self._reader.read([(frame.image, frame.small) for frame, _ in batch])
+            readings = self._reader.read([(frame.image, frame.small) for frame, _, _ in batch])
         except Exception as error:
             if len(batch) > 1:
                 logger.warning("%d frames not read at once, trying each alone: %s", len(batch), error)
@@ -177,10 +186,14 @@ class Device:
             logger.exception("%s: frame at pts %d cannot be read", frame.meta.stream, frame.pts)
             return [Skipped(frame, Dropped(frame.media_us, frame.media_us, UNREADABLE, 1))]
         self._unreadable = 0
-        return [self._scored(*item, faces) for item, faces in zip(batch, readings, strict=True)]
+        return [
+            self._scored(frame, late, faces) for (frame, late, _), faces in zip(batch, readings, strict=True)
+        ]
 
     def _scored(self, frame: SampledFrame, late: bool, faces: tuple[FaceReading, ...]) -> ScoredFrame:
         height, width = frame.image.shape[:2]
+        if is_canary(frame.meta.stream):
+            faces = self._canary.read([(frame.image, frame.small)])[0]
         return ScoredFrame(
             stream=frame.meta.stream,
             attachment=frame.meta.attachment,
@@ -199,9 +212,8 @@ class Device:
             precision=self._reader.precision,
         )
 
-    def _finish(self, result: Work | Result) -> None:
-        assert not isinstance(result, SampledFrame)
-        self._results.put(result)
+    def _finish(self, owner: Owner, result: Result) -> None:
+        self._results.put((owner, result))
         with self._lock:
             self._pending -= 1
             self._last_output = self._clock.monotonic()

@@ -13,9 +13,11 @@ Decisions, all taken packet by packet from timestamps alone, so that they do not
   MIN_BACK_S, where a source's own timestamps do.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from typing import Any, Self
 
 from stream.records import Kind
 
@@ -115,6 +117,44 @@ class Epochs:
     def end_us(self) -> int:
         """Media time at which the last frame seen so far ends (microseconds UTC)."""
         return self._end_us
+
+    @property
+    def reached(self) -> int | None:
+        """Where the next packet continues what was seen (decode time, units of the epoch); None at first."""
+        last = self._dts if self._dts is not None else self._max_pts
+        return None if last is None else last + self._step
+
+    def state(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        epoch = self._epoch
+        return {
+            "kind": self._kind.value,
+            "attach_us": self._attach_us,
+            "end_us": self._end_us,
+            "floor_us": self._floor_us,
+            "number": None if epoch is None else epoch.number,
+            "anchor_us": None if epoch is None else epoch.anchor_us,
+            "first_pts": None if epoch is None else epoch.first_pts,
+            "time_base": None if epoch is None else str(epoch.time_base),
+            "cause": None if epoch is None else epoch.cause.value,
+            "offset": self._offset,
+            "dts": self._dts,
+            "max_pts": self._max_pts,
+            "capture_us": self._capture_us,
+            "step": self._step,
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Self:
+        """Return what goes on from a `state()` that may have been through JSON."""
+        made = cls(Kind(state["kind"]), state["attach_us"])
+        made._end_us, made._floor_us = state["end_us"], state["floor_us"]
+        if state["number"] is not None:
+            base, cause = Fraction(state["time_base"]), Cause(state["cause"])
+            made._epoch = Epoch(state["number"], state["anchor_us"], state["first_pts"], base, cause)
+        made._offset, made._dts, made._max_pts = state["offset"], state["dts"], state["max_pts"]
+        made._capture_us, made._step = state["capture_us"], state["step"]
+        return made
 
     def step(self, times: Times, capture_us: int, changed: bool) -> Stamp:
         """Place one packet. `changed`: decoding must begin anew with it."""

@@ -27,6 +27,7 @@ class Code(StrEnum):
     LOG_POSITION = "log_position"
     LOG_FULL = "log_full"
     LOG_UNUSABLE = "log_unusable"
+    LOG_AWAY = "log_away"
     SCHEMA = "schema"
     CHUNK_INVALID = "chunk_invalid"
     DECODE_FAILED = "decode_failed"

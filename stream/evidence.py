@@ -71,7 +71,8 @@ class EvidenceStore:
         if not folder.exists():
             folder.mkdir(mode=0o700)
             _sync_directory(self._directory)
-        partial = folder / f"{digest}.partial"
+        # Other processes may put the same into the same folder.
+        partial = folder / f"{digest}.{os.getpid()}.partial"
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -220,6 +221,10 @@ class ChunkIndex:
         if earlier:
             return earlier[-1][0]
         return own[0][0] if own else None
+
+    def media_us(self, offset: int) -> int | None:
+        """Return the media time at which the record at `offset` begins; None if it is not in the index."""
+        return next((entry[1] for entry in self._entries if entry[0] == offset), None)
 
     def state(self) -> list[list[Any]]:
         return [list(entry) for entry in self._entries]

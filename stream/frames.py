@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from detectors.readings import FaceReading, Image
 from stream.errors import Code
+from stream.foreign import Places
 from stream.records import ChunkMeta
 
 
@@ -67,6 +68,8 @@ class Applied:
     sampled: int
     warmup: int
     dropped: tuple[Dropped, ...] = ()
+    places: Places | None = None
+    """Only of streams of other producers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Failed:
     decode_from: int
     code: Code
     sentence: str
+    places: Places | None = None
 
 
 DecoderEvent = SampledFrame | Applied | Failed

@@ -198,7 +198,7 @@ class ClipRequest:
     """Asks the worker for the clip [first_us, last_us] of one epoch, to be answered with `on_clip`.
 
     The media lies in records `from_offset` (None: nothing is known to be there) up to `to_offset`, exclusive,
-    of the stream's partition.
+    of the stream's partition; the first of them begins at media time `from_us`.
     """
 
     stream: str
@@ -209,6 +209,7 @@ class ClipRequest:
     last_us: int
     peak_us: int
     from_offset: int | None = None
+    from_us: int | None = None
     to_offset: int = 0
 
 

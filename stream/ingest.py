@@ -6,50 +6,35 @@ Each feed (`stream.intake`) writes to `<prefix>.media`: chunks, and control reco
 over says `end`. A shard that is killed, or whose parent died, says nothing: to those who read the log its
 feeds are then unwatched, and incidents stay open.
 
-The parent talks to a shard over a socket pair: down goes a job, later `Stop`; up come `Report` and `Failure`.
-Shards import no torch.
+Here is the parent, which starts, watches and restarts; what runs in a shard is in `stream.shard`.
 """
 
 import contextlib
 import logging
 import os
 import random
-import select
-import signal
 import subprocess
 import sys
 import threading
-import zlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
-from stream.attach import Attachment
 from stream.backoff import Backoff
-from stream.chunks import Chunk, split_parts
-from stream.clock import Clock, Deadline, SystemClock
+from stream.clock import Clock, Deadline
 from stream.config import Config
 from stream.controls import FeedPhase
-from stream.errors import Code, UnmaskError
-from stream.intake import FeedStatus, Intake, Last
-from stream.log import Log, LogFactory, Producer, TopicPartition
-from stream.records import Kind, OutRecord, Topic, encode_headers
-from stream.redact import install_logging, redact
-from stream.sources import Scheme, Source, from_entry
-from stream.topics import topic_name
+from stream.errors import Code
+from stream.intake import FeedStatus, Last
+from stream.log import LogFactory
+from stream.records import Kind
+from stream.shard import LOOP_S, Add, Cluster, Failure, Gone, Keep, Remove, Report, ShardJob, Stop
+from stream.sources import Scheme, Source
+from stream.spool import Home
 
 log = logging.getLogger(__name__)
 
-LOOP_S = 0.05
-"""A shard looks at its feeds this often when nothing wakes it: cheap, and far below every timeout."""
-MAX_HUNG = 8
-"""Readers blocked for good in one shard; beyond, only a new process gets their threads and sockets back."""
-LEAVE_S = 1.0
-"""What readers get to close their sources before a shard exits; blocked ones die with it."""
-DRAIN_S = 5.0
-"""What a shard gets to write its last records when its parent has gone."""
 SHARD_SILENT_S = 30.0
 """A shard that reports nothing for this long is wedged: it reports every tick."""
 ISOLATE_AFTER = 2
@@ -58,283 +43,14 @@ BLAME_S = 3600.0
 """Restarts older than this are forgotten."""
 GIVE_UP_FILE_AFTER = 3
 """Restarts that a file may cost: each reads it again from its beginning, as a story of its own."""
-AHEAD_RECORDS = 64
-"""Chunks of a file ahead of their reader: half a minute of video, so that a live feed in the same partition
-waits for no more. Commits come twice a second, so files can still be read at 60 times their speed."""
+SETTLE_S = 3.0
+"""A shard that let its feeds go, because its parent stood still, starts again after this: by then the parent
+knows whether they were given to another member."""
 STOP_SHARE = 0.8
 """Of the time to stop, what a shard gets to write its ends; the rest is for its process to go."""
-HEADER_ROOM = 64 * 1024
-"""Of `max_message_bytes`, what headers may take: codec parameters with their extradata are the largest."""
 FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 """Each reattach is a new thread and glibc gives it an arena: 240 of them grew 7 MiB, in two arenas 0.7."""
-ENTRY = "from stream.ingest import shard_main; shard_main({fd})"
-
-
-def media_partition(stream: str, partitions: int) -> int:
-    """Return the partition of `media` that holds a stream; records name it, so no log need hash alike."""
-    return zlib.crc32(stream.encode()) % partitions
-
-
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """All that a shard needs; crosses to the child by pickle, holds no credential (`Source.export`)."""
-
-    name: str
-    entries: tuple[Mapping[str, Any], ...]
-    last: Mapping[str, Last]
-    config: Config
-    log_factory: LogFactory
-    parent: int
-    stdin_fd: int
-    log_level: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Parent to shard: end your feeds within `seconds`."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Shard to parent, each tick."""
-
-    feeds: tuple[FeedStatus, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Shard to parent, before it exits by itself. `culprit`: the stream that made it, if known."""
-
-    code: Code
-    sentence: str
-    culprit: str | None = None
-
-
-class ReadAhead:
-    """Keeps a file from flooding the log: counts what of it lies ahead of the reading group."""
-
-    def __init__(self, log_: Log, group: str, partition: TopicPartition, limit: int) -> None:
-        self._log = log_
-        self._group = group
-        self._partition = partition
-        self._limit = limit
-        self._sizes: deque[int] = deque()
-        self._ahead = 0
-        self._first = self._read_up_to()
-        self._forgotten = 0
-
-    def sent(self, size: int) -> None:
-        self._sizes.append(size)
-        self._ahead += size
-
-    def room(self) -> int:
-        """Return how many bytes may be written now; 0 or less: none."""
-        if self._ahead >= self._limit // 2 or len(self._sizes) >= AHEAD_RECORDS // 2:
-            self._forget_read()
-        return self._limit - self._ahead if len(self._sizes) < AHEAD_RECORDS else 0
-
-    def _forget_read(self) -> None:
-        """Forget what must have been read by now.
-
-        At most as many of our records are unread as the partition has unread ones in all; and at most as
-        many are read as the group has advanced (what is on its way into the log is not counted in it yet).
-        """
-        read = self._read_up_to()
-        unread = self._log.end_offset(self._partition) - read
-        while len(self._sizes) > unread and self._forgotten < read - self._first:
-            self._ahead -= self._sizes.popleft()
-            self._forgotten += 1
-
-    def _read_up_to(self) -> int:
-        position = self._log.group_position(self._group, self._partition)
-        return max(self._log.begin_offset(self._partition), position or 0)
-
-
-class Shard:
-    """The feeds of one process and the loop that looks after them."""
-
-    def __init__(
-        self,
-        job: ShardJob,
-        log_: Log,
-        clock: Clock,
-        channel: Connection,
-        wake: threading.Event,
-        stopping: threading.Event,
-    ) -> None:
-        self._job = job
-        self._clock = clock
-        self._channel = channel
-        self._wake = wake
-        self._stopping = stopping
-        self._topic = topic_name(job.config, Topic.MEDIA)
-        self._partitions = log_.partitions(self._topic)
-        rng = random.Random(job.seed)
-        sources = [from_entry(entry) for entry in job.entries]
-        self._feeds = [self._intake(source, rng) for source in sources]
-        self._ahead = {
-            source.id: ReadAhead(
-                log_,
-                f"{job.config.prefix}-detect",
-                TopicPartition(self._topic, media_partition(source.id, self._partitions)),
-                job.config.ingest.file_ahead_bytes,
-            )
-            for source in sources
-        }
-        self._next_report = clock.monotonic()
-
-    def run(self, producer: Producer) -> None:
-        """Run until all feeds are over or somebody says stop. Raises `UnmaskError` if the log fails."""
-        for feed in self._feeds:
-            feed.start()
-        while not all(feed.over for feed in self._feeds):
-            if self._orphaned():
-                self._leave(producer)
-                return
-            stop = self._command()
-            if stop is not None:
-                self._stop(producer, Deadline(stop.seconds, self._clock))
-                return
-            self._look(producer)
-            self._wake.wait(LOOP_S)
-            self._wake.clear()
-        self._report(force=True)
-
-    def _intake(self, source: Source, rng: random.Random) -> Intake:
-        settings, stdin = self._job.config.ingest, self._job.stdin_fd
-        return Intake(
-            source,
-            self._job.config,
-            self._clock,
-            rng,
-            self._job.last.get(source.id, Last()),
-            lambda given_up: Attachment(source, settings, given_up, stdin),
-            self._wake.set,
-        )
-
-    def _look(self, producer: Producer) -> None:
-        for feed in self._feeds:
-            feed.step()
-            self._send(feed, producer)
-        self._report()
-        self._check_hung()
-
-    def _send(self, feed: Intake, producer: Producer, everything: bool = False) -> None:
-        ahead = self._ahead[feed.source.id]
-        limit = None
-        if feed.kind is Kind.FILE and not everything:
-            limit = ahead.room()
-            if limit <= 0:
-                return
-        for chunk in feed.take(limit):
-            for record in self._records(chunk):
-                producer.send(record)
-                if feed.kind is Kind.FILE:
-                    ahead.sent(len(record.value or b""))
-
-    def _records(self, chunk: Chunk) -> list[OutRecord]:
-        limit = self._job.config.media.max_message_bytes - HEADER_ROOM
-        partition = media_partition(chunk[0].stream, self._partitions)
-        return [
-            OutRecord(self._topic, meta.stream, value, encode_headers(meta), self._clock.now_us(), partition)
-            for meta, value in split_parts(*chunk, max(1, limit))
-        ]
-
-    def _report(self, force: bool = False) -> None:
-        now = self._clock.monotonic()
-        if now < self._next_report and not force:
-            return
-        self._next_report = now + self._job.config.ingest.tick_s
-        self._tell(Report(tuple(feed.status() for feed in self._feeds)))
-
-    def _tell(self, message: Report | Failure) -> None:
-        """Send unless the parent is too busy to read: a report missed costs nothing, a blocked loop all."""
-        with contextlib.suppress(OSError):
-            if select.select([], [self._channel], [], 0)[1]:
-                self._channel.send(message)
-
-    def _command(self) -> Stop | None:
-        if self._stopping.is_set():
-            return Stop(self._job.config.worker.shutdown_s)
-        if not self._channel.poll():
-            return None
-        message = self._channel.recv()
-        return message if isinstance(message, Stop) else None
-
-    def _orphaned(self) -> bool:
-        return os.getppid() != self._job.parent
-
-    def _check_hung(self) -> None:
-        counts = {feed.source.id: feed.hung for feed in self._feeds}
-        total = sum(counts.values())
-        if total <= MAX_HUNG:
-            return
-        culprit = max(counts, key=lambda name: counts[name])
-        sentence = f"{total} readers hang, most of them of stream {culprit}; its process is replaced"
-        self._tell(Failure(Code.STAGE_WEDGED, sentence, culprit))
-        raise UnmaskError(Code.STAGE_WEDGED, sentence)
-
-    def _stop(self, producer: Producer, deadline: Deadline) -> None:
-        for feed in self._feeds:
-            feed.stop()
-            self._send(feed, producer, everything=True)
-        producer.flush(deadline.left())
-        self._report(force=True)
-        self._join(deadline)
-
-    def _leave(self, producer: Producer) -> None:
-        log.warning("shard %s: parent has gone, leaving", self._job.name)
-        for feed in self._feeds:
-            feed.leave()
-            self._send(feed, producer, everything=True)
-        producer.flush(DRAIN_S)
-        self._join(Deadline(LEAVE_S, self._clock))
-
-    def _join(self, deadline: Deadline) -> None:
-        until = Deadline(min(LEAVE_S, deadline.left()), self._clock)
-        for feed in self._feeds:
-            feed.join(until.left())
-
-
-def run_shard(job: ShardJob, channel: Connection, stopping: threading.Event, wake: threading.Event) -> int:
-    """Run a shard to its end and return its exit code: 0 when its feeds are over or it was told to stop."""
-    clock = SystemClock()
-    try:
-        log_ = job.log_factory()
-        try:
-            with log_.producer(f"ingest-{job.name}") as producer:
-                Shard(job, log_, clock, channel, wake, stopping).run(producer)
-        finally:
-            log_.close()
-    except UnmaskError as error:
-        log.error("shard %s: %s", job.name, error)
-        with contextlib.suppress(OSError):
-            channel.send(Failure(error.code, redact(str(error))))
-        return 1
-    except (EOFError, ConnectionError):
-        log.warning("shard %s: parent has gone", job.name)
-        return 1
-    except Exception:
-        # Logged here, where it is redacted; the interpreter would print it as it is.
-        log.exception("shard %s failed", job.name)
-        return 1
-    return 0
-
-
-def shard_main(fd: int) -> None:
-    """Entry of the child process. `fd`: its end of the socket pair."""
-    channel = Connection(fd)
-    job: ShardJob = channel.recv()
-    install_logging(job.log_level)
-    stopping, wake = threading.Event(), threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    code = run_shard(job, channel, stopping, wake)
-    logging.shutdown()
-    # Readers blocked in FFmpeg must not hold up the end of the process.
-    os._exit(code)
+ENTRY = "from stream.shard import shard_main; shard_main({fd})"
 
 
 @dataclass(slots=True)
@@ -345,52 +61,140 @@ class _Child:
     sources: list[Source]
     backoff: Backoff
     start_at: float
+    alone: bool = False
+    """For a feed that cost others too much, or to deliver what is left over: takes no other feed."""
+    leaving: dict[str, bool] = field(default_factory=dict)
+    """Feeds that are to go and have not yet; true: with an `end`."""
+    emptied: bool = False
+    """It lost its last feed and may end, although it got another since."""
     process: subprocess.Popen[bytes] | None = None
     channel: Connection | None = None
     heard_at: float = 0.0
     done: bool = False
     failure: Failure | None = None
-    restarts: deque[float] = field(default_factory=deque)
+    spooled: int = 0
+    dropped: int = 0
+    """Of the process that runs; those of earlier ones are in the supervisor's sum."""
 
 
 class IngestSupervisor:
-    """Runs feeds in shards and keeps them running. Call `poll` several times a second, from one thread."""
+    """Runs feeds in shards and keeps them running. Call `poll` several times a second, from one thread.
 
-    def __init__(self, config: Config, log_factory: LogFactory, clock: Clock, rng: random.Random) -> None:
+    With `home` the shards are those of a member of a group over a cluster: each has a spool there, and lets
+    its feeds go unless `keep` is called, by any thread, each second.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log_factory: LogFactory,
+        clock: Clock,
+        rng: random.Random,
+        home: Home | None = None,
+        lease_s: float = SHARD_SILENT_S,
+    ) -> None:
         self._config = config
         self._log_factory = log_factory
         self._clock = clock
         self._rng = rng
+        self._home = home
+        self._lease_s = lease_s
         self._children: list[_Child] = []
+        self._sending = threading.Lock()
         self._feeds: dict[str, FeedStatus] = {}
         self._last: dict[str, Last] = {}
         self._blame: Counter[str] = Counter()
         self._blamed_at: deque[tuple[float, str]] = deque()
         self._stopped = False
+        self._dropped = 0
         self.given_up: set[str] = set()
         """Files that killed their process too often; no `end` was written for them."""
         self.restarts = 0
         """Shards started again after they died or hung."""
+        self._slots: dict[str, str] = {}
+        """In which slot a stream was last: what may be left in its spool must come before what is new."""
+        for slot, streams in home.left_over().items() if home is not None else ():
+            self._slots |= dict.fromkeys(streams, slot)
+            self._child(slot, alone=True)
 
     def start(self, sources: Sequence[Source], last: Mapping[str, Last] | None = None) -> None:
         """Start the shards of `sources`. `last`: where earlier runs left each stream, as far as known."""
-        self._last |= last or {}
+        self.add(sources, last)
+        self.poll()
+
+    def add(self, sources: Sequence[Source], last: Mapping[str, Last] | None = None) -> None:
+        """Take feeds, also while others run; one that is here already is attached anew.
+
+        `last`: behind what a stream's attachments must lie, as far as the log knows.
+        """
         for source in sources:
             source.export(os.environ)
-        size = self._config.ingest.shard_size
-        for number in range(0, len(sources), size):
-            self._add(str(number // size), list(sources[number : number + size]))
-        self.poll()
+            mine, told = self._last.get(source.id, Last()), (last or {}).get(source.id, Last())
+            self._last[source.id] = Last(
+                max(mine.attachment, told.attachment), max(mine.media_end_us, told.media_end_us)
+            )
+            self._feeds.pop(source.id, None)
+            self.given_up.discard(source.id)
+            for child in self._children:
+                if child.done:
+                    child.sources = [other for other in child.sources if other.id != source.id]
+            child = self._holder(source.id) or self._place(source.id)
+            child.leaving.pop(source.id, None)
+            child.sources = [other for other in child.sources if other.id != source.id] + [source]
+            if child.process is not None:
+                self._say(child, Add(source.entry(), self._last[source.id]))
+
+    def remove(self, streams: Collection[str], end: bool) -> None:
+        """Let feeds go: with an `end` if nobody goes on with them, else without."""
+        for child in self._children:
+            going = tuple(source.id for source in child.sources if source.id in streams and not child.done)
+            child.leaving |= dict.fromkeys(going, end)
+            if going and child.process is not None:
+                self._say(child, Remove(going, end))
+            elif not end:
+                for stream in going:
+                    self._forget(child, stream)
+
+    def hand_over(self, streams: Collection[str], deadline: Deadline) -> None:
+        """Let feeds go to another process; when this returns nobody here reads them any more."""
+        self.remove(streams, end=False)
+        wanted = set(streams)
+        while not deadline.passed() and any(wanted & child.leaving.keys() for child in self._children):
+            self.poll()
+            self._clock.sleep(min(LOOP_S, deadline.left()))
+        for child in self._children:
+            late = wanted & child.leaving.keys()
+            if late and child.process is not None:
+                log.error("shard %s keeps %s, replaced", child.name, ", ".join(sorted(late)))
+                self._lose(child)
+            for stream in late:
+                self._forget(child, stream)
+
+    def keep(self) -> None:
+        """Tell all shards that their feeds are still ours."""
+        for child in list(self._children):
+            self._say(child, Keep())
 
     def poll(self) -> None:
         """Take in reports, replace what died or hangs. Never blocks."""
         for child in list(self._children):
             self._listen(child)
             self._look_after(child)
+        self._children = [child for child in self._children if child.sources or not child.done]
 
     def statuses(self) -> dict[str, FeedStatus]:
         """Return the newest status of each feed that has reported, by stream id."""
         return dict(self._feeds)
+
+    @property
+    def spooled(self) -> int:
+        """Records that wait on disk for the cluster."""
+        return sum(child.spooled for child in self._children)
+
+    @property
+    def dropped(self) -> int:
+        """Records lost on the way to the cluster."""
+        return self._dropped + sum(child.dropped for child in self._children)
 
     def finished(self) -> bool:
         """Whether every feed is over (only files and stdin ever are)."""
@@ -404,13 +208,11 @@ class IngestSupervisor:
         """Return the process ids of the shards that run."""
         return [child.process.pid for child in self._children if child.process is not None]
 
-    def stop(self, deadline: Deadline) -> None:
-        """End all feeds in order; what does not end within the deadline is killed."""
+    def stop(self, deadline: Deadline, end: bool = True) -> None:
+        """End all feeds in order, or let them go; what does not end within the deadline is killed."""
         self._stopped = True
         for child in self._children:
-            if child.channel is not None:
-                with contextlib.suppress(OSError):
-                    child.channel.send(Stop(STOP_SHARE * deadline.left()))
+            self._say(child, Stop(STOP_SHARE * deadline.left(), end))
         running = [child for child in self._children if child.process is not None]
         while running and not deadline.passed():
             for child in running:
@@ -421,12 +223,60 @@ class IngestSupervisor:
             self._listen(child)
             self._bury(child, kill=True)
 
-    def _add(self, name: str, sources: list[Source]) -> None:
+    def _say(self, child: _Child, message: Add | Remove | Keep | Stop) -> None:
+        # The keeper speaks too: no message may stand in another, nor go to a channel closed meanwhile.
+        with self._sending, contextlib.suppress(OSError):
+            if child.channel is not None:
+                child.channel.send(message)
+
+    def _holder(self, stream: str) -> _Child | None:
+        for child in self._children:
+            if not child.done and any(source.id == stream for source in child.sources):
+                return child
+        return None
+
+    def _place(self, stream: str) -> _Child:
+        """Return the shard that is to take a feed it does not have yet."""
+        slot = self._slots.get(stream)
+        if self._blame[stream] >= ISOLATE_AFTER:
+            return self._child(f"only-{stream}", alone=True)
+        open_ = [child for child in self._children if not child.done]
+        for child in open_:
+            if child.name == slot:
+                return child
+        size = self._config.ingest.shard_size
+        for child in open_:
+            # One that loses its last feed ends, and perhaps has already.
+            staying = [source for source in child.sources if source.id not in child.leaving]
+            if not child.alone and len(child.sources) < size and (staying or child.process is None):
+                return child
+        return self._child(self._free_slot())
+
+    def _free_slot(self) -> str:
+        taken = {child.name for child in self._children}
+        return next(name for name in map(str, range(len(taken) + 1)) if name not in taken)
+
+    def _child(self, name: str, alone: bool = False) -> _Child:
         settings = self._config.ingest
         backoff = Backoff(
             settings.backoff_first_s, settings.backoff_max_s, settings.backoff_jitter, self._rng
         )
-        self._children.append(_Child(name, sources, backoff, self._clock.monotonic()))
+        child = next((other for other in self._children if other.name == name and not other.done), None)
+        if child is None:
+            child = _Child(name, [], backoff, self._clock.monotonic(), alone)
+            self._children.append(child)
+        return child
+
+    def _forget(self, child: _Child, stream: str) -> None:
+        child.leaving.pop(stream, None)
+        child.sources = [source for source in child.sources if source.id != stream]
+        self._feeds.pop(stream, None)
+        child.emptied = not child.sources
+        if child.emptied and child.process is None and not self._has_spool(child):
+            child.done = True
+
+    def _has_spool(self, child: _Child) -> bool:
+        return self._home is not None and self._home.slot(child.name).exists()
 
     def _look_after(self, child: _Child) -> None:
         if child.done or self._stopped:
@@ -446,6 +296,14 @@ class IngestSupervisor:
 
     def _ended(self, child: _Child, code: int) -> None:
         """Judge the end of a shard: done if all its feeds are."""
+        if child.failure is not None and child.failure.code is Code.LOG_LEASE:
+            log.warning("shard %s: %s", child.name, child.failure.sentence)
+            self._bury(child)
+            child.start_at = self._clock.monotonic() + SETTLE_S
+            return
+        if code == 0 and child.emptied and child.sources:
+            self._bury(child)
+            return
         if code == 0 and all(self._over(source.id) for source in child.sources):
             child.done = True
             self._bury(child)
@@ -461,7 +319,11 @@ class IngestSupervisor:
         blamed = [source.id for source in child.sources if culprit in (None, source.id)]
         self._remember(blamed)
         # What is over stays over; a restart would read files again from the beginning.
-        child.sources = [source for source in child.sources if not self._over(source.id)]
+        going = {stream for stream, end in child.leaving.items() if not end}
+        child.sources = [
+            source for source in child.sources if not self._over(source.id) and source.id not in going
+        ]
+        child.leaving = {stream: end for stream, end in child.leaving.items() if end}
         sentence = (
             child.failure.sentence if child.failure is not None else "its process ended, a new one starts"
         )
@@ -472,7 +334,7 @@ class IngestSupervisor:
                 self._give_up(source.id)
         if len(child.sources) > 1:
             self._isolate(child)
-        child.done = not child.sources
+        child.done = not child.sources and not self._has_spool(child)
         child.start_at = self._clock.monotonic() + child.backoff.wait_s()
 
     def _over(self, stream: str) -> bool:
@@ -491,7 +353,7 @@ class IngestSupervisor:
         for source in list(child.sources):
             if self._blame[source.id] >= ISOLATE_AFTER and len(child.sources) > 1:
                 child.sources.remove(source)
-                self._add(source.id, [source])
+                self._child(f"only-{source.id}", alone=True).sources.append(source)
                 log.warning("stream %s gets a process of its own", source.id)
 
     def _mark_lost(self, stream: str, sentence: str) -> None:
@@ -526,11 +388,15 @@ class IngestSupervisor:
                 pass_fds=[theirs.fileno()] if kept is None else [theirs.fileno(), kept],
             )
             ours.send(self._job(child, kept))
+            for stream, end in child.leaving.items():
+                ours.send(Remove((stream,), end))
         finally:
             theirs.close()
             if kept is not None:
                 os.close(kept)
         child.channel, child.heard_at, child.failure = ours, self._clock.monotonic(), None
+        child.emptied = False
+        child.spooled = child.dropped = 0
 
     def _job(self, child: _Child, stdin_fd: int | None) -> ShardJob:
         return ShardJob(
@@ -543,6 +409,9 @@ class IngestSupervisor:
             stdin_fd=-1 if stdin_fd is None else stdin_fd,
             log_level=logging.getLogger().getEffectiveLevel(),
             seed=self._rng.getrandbits(32),
+            cluster=None
+            if self._home is None
+            else Cluster(self._home.slot(child.name), self._home.member, self._lease_s),
         )
 
     def _listen(self, child: _Child) -> None:
@@ -555,17 +424,35 @@ class IngestSupervisor:
                     child.failure = message
                 if isinstance(message, Report):
                     self._take(child, message)
+                if isinstance(message, Gone):
+                    self._let_go(child, message)
 
     def _take(self, child: _Child, report: Report) -> None:
+        held = {source.id for source in child.sources}
         for status in report.feeds:
-            self._feeds[status.stream] = status
-            self._last[status.stream] = status.last
+            if status.stream in held:
+                self._feeds[status.stream] = status
+                self._last[status.stream] = status.last
+        if report.dropped > child.dropped:
+            log.error("shard %s: %d records dropped", child.name, report.dropped - child.dropped)
+        child.spooled, child.dropped = report.spooled, report.dropped
+        self._slots |= dict.fromkeys(held, child.name)
+
+    def _let_go(self, child: _Child, gone: Gone) -> None:
+        if gone.stream not in child.leaving:
+            return  # it is to come again
+        if gone.last.attachment:
+            self._last[gone.stream] = gone.last
+        self._forget(child, gone.stream)
 
     def _bury(self, child: _Child, kill: bool = False) -> None:
         if child.process is not None:
             if kill and child.process.poll() is None:
                 child.process.kill()
             child.process.wait()
-        if child.channel is not None:
-            child.channel.close()
-        child.process = child.channel = None
+        with self._sending:
+            if child.channel is not None:
+                child.channel.close()
+            child.process = child.channel = None
+        self._dropped += child.dropped
+        child.spooled = child.dropped = 0

@@ -188,6 +188,17 @@ class Intake:
             return self._ended and not self._outbox
 
     @property
+    def finished(self) -> bool:
+        """Whether the source came to its end by itself; only files and stdin ever do."""
+        with self._room:
+            return self._ended and self._watchdog.phase is FeedPhase.ENDED
+
+    def reached(self) -> Last:
+        """Return the newest attachment and the end of all media taken up so far."""
+        with self._room:
+            return self._reached()
+
+    @property
     def abandoned(self) -> int:
         """How many readers are given up and have not ended yet."""
         with self._room:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import kafka
@@ -20,10 +21,10 @@ from kafka.structs import MemberState
 
 from stream.clock import Clock, Deadline
 from stream.errors import Code, UnmaskError
-from stream.kafka_client import REQUEST_S, KafkaClients, said, translated, within
+from stream.kafka_client import REQUEST_S, Errand, KafkaClients, told, translated, within
 from stream.kafka_offsets import KafkaOffsets
 from stream.kafka_topics import KafkaTopics
-from stream.kafka_transactions import FencedError, RejectedError, Transactions, UnknownError
+from stream.kafka_transactions import ANSWER_S, FencedError, RejectedError, Transactions, UnknownError
 from stream.log import Listener, PositionError, TopicPartition, check_position
 from stream.records import OutRecord, Record
 
@@ -53,11 +54,20 @@ GENERATION_S = 5.0
 """Longest wait of a commit, begun in the middle of a rebalance, for the answer that makes it acceptable."""
 
 
+AWAY_SHARE = 0.5
+"""Of a session: this long without an answer, though two heartbeats were due, and the cluster is away."""
+
+STOPPED_S = 1.0
+"""Between two looks: longer and it was we who were stopped or busy, which says nothing of the cluster."""
+
+
 class Standing(StrEnum):
-    """A member's place: MEMBER -> FENCED -> MEMBER (anew); MEMBER -> OUSTED, for good; from each to LEFT."""
+    """A member's place: MEMBER -> FENCED -> REJOINING -> MEMBER (anew); MEMBER -> OUSTED, for good; from each
+    to LEFT."""
 
     MEMBER = "member"
     FENCED = "fenced"
+    REJOINING = "rejoining"
     OUSTED = "ousted"
     LEFT = "left"
 
@@ -111,7 +121,12 @@ class _Join:
 
 
 class LogConsumer:
-    """A member of `group`; `slot` is unique among its members and stable over restarts."""
+    """A member of `group`; `slot` is unique among its members and stable over restarts.
+
+    `poll` never waits for the cluster longer than its timeout and `NAP_S`: what takes asking (positions of
+    new partitions, joining anew) goes on in the background, heartbeats too. While the cluster does not
+    answer, each `poll` that has nothing raises LOG_AWAY, once `AWAY_SHARE` of a session has passed.
+    """
 
     def __init__(
         self,
@@ -143,15 +158,22 @@ class LogConsumer:
         self._ready: deque[Record] = deque()
         """Taken from kafka-python and not given out, because a listener's exception came between."""
         self._standing = Standing.MEMBER
-        self._join()
+        self._errand: Errand[Any] | None = None
+        """What the next polls wait for; nobody else uses consumer and transactions in the meantime."""
+        self._answered = self._looked = clock.monotonic()
+        self._ear, self._consumer = self._connect()
 
     def poll(self, max_records: int, timeout: float) -> Sequence[Record]:
         self._check_open()
         deadline = Deadline(timeout, self._clock)
         while True:
+            self._note_answer()
             self._turn(max_records)
-            if self._ready or deadline.passed():
+            if self._ready:
                 return [self._ready.popleft() for _ in range(min(max_records, len(self._ready)))]
+            if deadline.passed():
+                self._check_answered()
+                return []
             self._clock.sleep(min(NAP_S, deadline.left()))
 
     def assignment(self) -> frozenset[TopicPartition]:
@@ -181,10 +203,16 @@ class LogConsumer:
         self._forget_ready({partition})
 
     def commit(self, outputs: Sequence[OutRecord], positions: Mapping[TopicPartition, int]) -> None:
-        """As the log's contract says; LOG_FENCED also if Kafka did not say whether it has committed: the
-        state that is read after `Listener.lost` knows.
+        """As the log's contract says, within `COMMIT_BOUND_S` of `stream.kafka_transactions` and, if
+        partitions are being taken over, `ANSWER_S` more. LOG_AWAY: surely nothing was written, try again with
+        the same outputs or others. LOG_FENCED also if Kafka did not say whether it has committed: the state
+        that is read after `Listener.lost` knows.
         """
         self._check_open()
+        if self._errand is not None and not self._errand.ended(ANSWER_S):
+            raise UnmaskError(
+                Code.LOG_AWAY, f"group {self._group}: no answer in {ANSWER_S:g} s; nothing was written"
+            )
         if self._standing is not Standing.MEMBER or not self._committed:
             raise self._fenced("it is no member now")
         self._check_assigned(positions)
@@ -205,6 +233,8 @@ class LogConsumer:
         if self._standing is Standing.LEFT:
             return
         deadline = Deadline(timeout, self._clock)
+        if self._errand is not None:
+            self._errand.ended(deadline.left())
         try:
             if self._committed:
                 self._tell_last()
@@ -222,12 +252,13 @@ class LogConsumer:
         else:
             self._listener.lost(self.assignment())
 
-    def _join(self) -> None:
+    def _connect(self) -> tuple[_Ear, Any]:
+        """Return a consumer that knows the topics; what it hears of the group comes to the ear."""
         settings = self._clients.settings
-        self._ear = _Ear()
+        ear = _Ear()
         with translated(f"group {self._group} cannot be joined"):
-            self._consumer: Any = KafkaConsumer(
-                **self._clients.arguments,
+            ear.consumer = self._clients.make(
+                KafkaConsumer,
                 group_id=self._group,
                 client_id=self._slot,
                 group_instance_id=self._slot if settings.member_id else None,
@@ -245,11 +276,17 @@ class LogConsumer:
                 metrics_enabled=False,
                 bootstrap_timeout_ms=round(REQUEST_S * 1000),
             )
-            self._ear.consumer = self._consumer
-            self._consumer.subscribe(self._topics, listener=self._ear)
-            # kafka-python 3.0.12 forgets to ask for topics named while it asks for others, and then assigns
-            # nothing for five minutes; this asks for those it does not know, and waits.
-            within(REQUEST_S, lambda: list(map(self._consumer.partitions_for_topic, self._topics)))
+            try:
+                ear.consumer.subscribe(self._topics, listener=ear)
+                # kafka-python 3.0.12 forgets to ask for topics named while it asks for others, and then
+                # assigns nothing for five minutes; this asks for those it does not know, and waits.
+                within(REQUEST_S, lambda: list(map(ear.consumer.partitions_for_topic, self._topics)))
+            except BaseException:
+                ear.consumer.close(autocommit=False, timeout_ms=0)
+                raise
+        if self._standing is Standing.LEFT:
+            ear.consumer.close(autocommit=False, timeout_ms=0)
+        return ear, ear.consumer
 
     def _part(self, seconds: float) -> None:
         """Leave the group, unless the membership is static; what is said about that is no longer for us."""
@@ -264,8 +301,9 @@ class LogConsumer:
         """Let kafka-python do what it can without waiting, then tell the listener."""
         if self._standing is Standing.FENCED:
             self._drop_out()
-            self._join()
-            self._standing = Standing.MEMBER
+            self._standing = Standing.REJOINING
+        if self._standing is Standing.REJOINING and not self._rejoined():
+            return
         if self._standing is Standing.OUSTED:
             self._drop_out()
             raise self._fenced(f"another process is member {self._slot}, this one must stop")
@@ -273,7 +311,50 @@ class LogConsumer:
             self._fetch(max_records)
         self._tell()
 
+    def _rejoined(self) -> bool:
+        if not self._have(self._connect):
+            return False
+        self._ear, self._consumer = self._result()
+        self._answered = self._clock.monotonic()
+        self._standing = Standing.MEMBER
+        return True
+
+    def _have(self, call: Callable[[], object]) -> bool:
+        """Return whether the errand, begun with `call` if there is none, has ended; waits for a moment."""
+        if self._errand is None:
+            self._errand = Errand(call)
+        return self._errand.ended(NAP_S)
+
+    def _result(self) -> Any:
+        """Return or raise what the errand did; the next one may begin."""
+        errand, self._errand = self._errand, None
+        assert errand is not None
+        return errand.result()
+
+    def _check_answered(self) -> None:
+        """Raise `UnmaskError` (LOG_AWAY) while the coordinator of the group has not answered for too long."""
+        silent = self._looked - self._answered
+        if silent > AWAY_SHARE * self._clients.settings.session_s:
+            raise UnmaskError(Code.LOG_AWAY, f"group {self._group}: no answer for {silent:.0f} s")
+
+    def _note_answer(self) -> None:
+        now = self._clock.monotonic()
+        stopped = now - self._looked > STOPPED_S
+        self._looked = now
+        self._answered = now if stopped else max(self._answered, self._last_answer(now))
+
+    def _last_answer(self, now: float) -> float:
+        if self._standing is not Standing.MEMBER:
+            return 0.0
+        coordinator = self._consumer._coordinator
+        if coordinator.coordinator_id is None:
+            return 0.0
+        if not coordinator.stable():
+            return now  # it answers a member that joins when the others have come
+        return float(max(coordinator.heartbeat.last_receive, coordinator.heartbeat.last_reset))
+
     def _fetch(self, max_records: int) -> None:
+        self._free_slot()
         try:
             found = self._consumer.poll(timeout_ms=0, max_records=max_records)
         except errors.FencedInstanceIdError:
@@ -286,12 +367,22 @@ class LogConsumer:
         except errors.RetriableError as error:
             logger.debug("group %s: %s", self._group, error)
         except errors.KafkaError as error:
-            raise UnmaskError(Code.LOG_UNUSABLE, f"group {self._group}: {said(error)}") from error
+            raise told(f"group {self._group}", error) from error
         else:
             for records in found.values():
                 self._ready.extend(map(record_of, records))
         finally:
             self._keep_join()
+
+    def _free_slot(self) -> None:
+        """Let go of a fetch that was read to its end.
+
+        kafka-python 3.0.12 keeps it, and then never takes up again what it had of a partition that was paused
+        in the meantime: such a partition stands still for good.
+        """
+        fetcher = self._consumer._fetcher
+        if not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def _keep_join(self) -> None:
         coordinator = self._consumer._coordinator
@@ -317,7 +408,9 @@ class LogConsumer:
         while self._ear.changes:
             change, partitions = self._ear.changes[0]
             if change is Change.ASSIGNED:
-                self._take_over(partitions)
+                if not self._have(partial(self._positions, partitions)):
+                    return
+                self._take_over(self._result())
                 self._listener.assigned(partitions)
                 self._consumer.resume(*map(_theirs, partitions - self._paused))
                 self._ear.changes.popleft()
@@ -335,15 +428,20 @@ class LogConsumer:
         finally:
             self._forget(partitions)
 
-    def _take_over(self, partitions: frozenset[TopicPartition]) -> None:
-        # First, so that a transaction which our predecessor left open does not hold the positions back.
-        self._transactions.open()
-        for partition in sorted(partitions):
-            position = self._position(partition)
-            if position is None:
-                position = self._offsets.begin(partition)
+    def _take_over(self, positions: Mapping[TopicPartition, int]) -> None:
+        for partition, position in positions.items():
             self._consumer.seek(_theirs(partition), position)
             self._committed[partition] = position
+
+    def _positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return where each partition starts."""
+        # First, so that a transaction which our predecessor left open does not hold the positions back.
+        self._transactions.open()
+        found: dict[TopicPartition, int] = {}
+        for partition in sorted(partitions):
+            position = self._position(partition)
+            found[partition] = self._offsets.begin(partition) if position is None else position
+        return found
 
     def _position(self, partition: TopicPartition) -> int | None:
         """Return the group's position once no transaction is about to move it."""
@@ -361,6 +459,7 @@ class LogConsumer:
 
     def _drop_out(self) -> None:
         """Forget everything; whatever of ours Kafka may still know ends here."""
+        self._errand = None
         self._part(LEAVE_S)
         self._transactions.close(0.0)
         self._lose(self.assignment())

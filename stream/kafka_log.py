@@ -15,7 +15,7 @@ from kafka import KafkaConsumer, errors
 from stream.clock import Clock, Deadline
 from stream.config import Kafka
 from stream.errors import Code, UnmaskError
-from stream.kafka_client import REQUEST_S, KafkaClients, translated
+from stream.kafka_client import CONNECT_S, REQUEST_S, KafkaClients, translated
 from stream.kafka_consumer import POLL_BYTES, LogConsumer, record_of
 from stream.kafka_offsets import KafkaOffsets
 from stream.kafka_producer import CLOSE_S, LogProducer
@@ -43,13 +43,16 @@ class KafkaLog:
     """The cluster of `settings`, implementing `stream.log.Log`. Any thread may use it.
 
     `max_message_bytes` bounds a record's value. Raises `UnmaskError` (CONFIG) for settings that cannot be
-    used, (LOG_UNUSABLE) if the cluster does not answer or refuses us.
+    used, (LOG_UNUSABLE) if the cluster refuses us, (LOG_AWAY) if it does not answer in `patience_s`: of a try
+    that fails nothing stays behind, so that it can be repeated as long as the cluster is away.
     """
 
-    def __init__(self, settings: Kafka, max_message_bytes: int, clock: Clock) -> None:
+    def __init__(
+        self, settings: Kafka, max_message_bytes: int, clock: Clock, patience_s: float = CONNECT_S
+    ) -> None:
         self._clients = KafkaClients(settings)
         self._clock = clock
-        self._admin = self._clients.admin()
+        self._admin = self._clients.admin(patience_s)
         self._topics = KafkaTopics(self._admin, settings, max_message_bytes)
         self._offsets = KafkaOffsets(self._admin, self._topics, clock)
         self._lock = threading.Lock()
@@ -67,11 +70,13 @@ class KafkaLog:
     def partitions(self, topic: str) -> int:
         return self._topics.count(topic)
 
-    def producer(self, name: str) -> LogProducer:
+    def producer(self, name: str, *, insistent: bool = False) -> LogProducer:
+        """As the log's contract says. `insistent`: no outage makes it give up, at the price of records that
+        come twice after one; see `LogProducer`."""
         transactions = Transactions(
             self._clients, f"producer.{name}", self._topics.max_message_bytes, self._clock
         )
-        producer = LogProducer(name, self._topics, transactions, self._clock, self._users.discard)
+        producer = LogProducer(name, self._topics, transactions, self._clock, self._users.discard, insistent)
         self._users.add(producer)
         return producer
 
@@ -124,8 +129,8 @@ class KafkaLog:
 
     def _reader(self, **arguments: Any) -> Any:
         with translated("reading"):
-            return KafkaConsumer(
-                **self._clients.arguments,
+            return self._clients.make(
+                KafkaConsumer,
                 **arguments,
                 isolation_level="read_committed",
                 auto_offset_reset="none",
@@ -157,21 +162,27 @@ class KafkaLog:
                 reader.close(autocommit=False)
 
     def _records(self, reader: Any, place: Any, stop: int) -> Iterator[Record]:
-        position, deadline = reader.position(place), Deadline(REQUEST_S, self._clock)
+        position, deadline = self._position(reader, place), Deadline(REQUEST_S, self._clock)
         while position < stop:
             for found in self._page(reader, place):
                 if found.offset >= stop:
                     return
                 yield record_of(found)
-            before, position = position, reader.position(place)
+            before, position = position, self._position(reader, place)
             if position > before:
                 deadline = Deadline(REQUEST_S, self._clock)
             elif deadline.passed():
                 raise UnmaskError(
-                    Code.LOG_UNUSABLE,
+                    Code.LOG_AWAY,
                     f"{place.topic}/{place.partition} cannot be read from {position} on: no answer in "
                     f"{REQUEST_S:g} s",
                 )
+
+    @staticmethod
+    def _position(reader: Any, place: Any) -> int:
+        with translated(f"{place.topic}/{place.partition} cannot be read"):
+            position: int = reader.position(place, timeout_ms=round(REQUEST_S * 1000))
+        return position
 
     def _page(self, reader: Any, place: Any) -> list[Any]:
         partition = TopicPartition(place.topic, place.partition)
@@ -182,7 +193,7 @@ class KafkaLog:
             if isinstance(error.__cause__, errors.OffsetOutOfRangeError):
                 check_position(
                     partition,
-                    reader.position(place),
+                    self._position(reader, place),
                     self._offsets.begin(partition),
                     self._offsets.end(partition),
                 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kafka import errors
 from kafka.admin import OffsetSpec
 from kafka.consumer.fetcher import IsolationLevel
 
@@ -19,7 +20,7 @@ NAP_S = 0.005
 
 
 class KafkaOffsets:
-    """Asks the cluster; any thread. Raises `UnmaskError` (LOG_UNUSABLE)."""
+    """Asks the cluster; any thread. Raises `UnmaskError` (LOG_AWAY, LOG_UNUSABLE)."""
 
     def __init__(self, admin: Any, topics: KafkaTopics, clock: Clock) -> None:
         self._admin = admin
@@ -44,5 +45,11 @@ class KafkaOffsets:
     def _ask(self, partition: TopicPartition, spec: Any, isolation: Any) -> int:
         place = self._topics.check(partition)
         with translated(f"offsets of {partition.topic}/{partition.partition} cannot be read"):
-            found = self._admin.list_partition_offsets({place: spec}, isolation)
+            try:
+                found = self._admin.list_partition_offsets({place: spec}, isolation)
+            except errors.UnknownBrokerIdError:
+                # It learned the brokers while the leader was away, and never asks again by itself.
+                manager = self._admin._manager
+                manager.run(manager.cluster.refresh_metadata)
+                found = self._admin.list_partition_offsets({place: spec}, isolation)
         return int(found[place].offset)

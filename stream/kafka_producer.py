@@ -10,7 +10,7 @@ from typing import Self
 from stream.clock import Clock, Deadline
 from stream.errors import Code, UnmaskError
 from stream.kafka_topics import KafkaTopics, Placed
-from stream.kafka_transactions import TRANSACTION_TIMEOUT_S, FencedError, Transactions, UnknownError, may_pass
+from stream.kafka_transactions import TRANSACTION_TIMEOUT_S, FencedError, Transactions, UnknownError
 from stream.records import OutRecord
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ LINGER_S = 0.03
 partition it touched, and a chunk is half a second long."""
 
 OUTAGE_S = 60.0
-"""A batch that surely was not written is tried again for this long: a broker restarts, a leader changes."""
+"""A batch that surely was not written is tried again for this long, unless the producer is insistent: a
+broker restarts, a leader changes."""
 
 RETRY_S = 0.5
 """Between tries; each waits for the broker itself."""
@@ -40,9 +41,19 @@ CLOSE_S = 5.0
 class LogProducer:
     """Appends from a thread of its own, which owns the queue's end and the transactions.
 
-    `send` and `flush` may be called by any thread. A producer of the same name opened later ends this one.
-    A transaction that took longer than the broker allows is lost and tried no more: what took over could as
-    well have been written by a successor since.
+    `send`, `offer` and `flush` may be called by any thread. A producer of the same name opened later ends
+    this one (LOG_FENCED, for good). What is in flight is bounded by `IN_FLIGHT_BYTES`; `unfinished` counts
+    the records that were taken and are not yet known to be durable, `away` tells that nobody answers.
+
+    Not insistent: a batch that surely was not written is tried again for `OUTAGE_S`, one of unknown outcome
+    never; then it is lost, counted in `dropped` and told by the next `send` or `flush`. Each record is
+    written at most once.
+
+    Insistent: a batch is tried again for as long as the producer lives, also when Kafka did not say whether
+    it was written: each record is written at least once, always in the order of `send`, and a batch that
+    comes twice comes whole. So whoever reads must drop what is not newer (detect does, by attachment, epoch
+    and sequence). An outage is never raised by `send` and loses nothing while the process lives; `flush`
+    raises LOG_AWAY when its time is over. `close` ends it: what is left then is counted in `dropped`.
     """
 
     def __init__(
@@ -52,8 +63,10 @@ class LogProducer:
         transactions: Transactions,
         clock: Clock,
         closed: Callable[["LogProducer"], None],
+        insistent: bool,
     ) -> None:
         self._name = name
+        self._insistent = insistent
         self._topics = topics
         self._transactions = transactions
         self._clock = clock
@@ -69,27 +82,37 @@ class LogProducer:
         self._done = 0
         self._flushing = 0
         self._dropped = 0
+        self._away = False
         self._stopping = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"log {name}", daemon=True)
         self._thread.start()
 
     def send(self, record: OutRecord) -> None:
-        placed = self._topics.place(record)
-        self._transactions.check([placed])
+        placed = self._placed(record)
         with self._work:
-            self._progress.wait_for(
-                lambda: self._fits(placed.size) or self._error is not None or self._stopping
-            )
-            self._raise_error()
-            if self._stopping:
-                raise ValueError(f"producer {self._name} is closed")
-            self._queue.append(placed)
-            self._bytes_queued += placed.size
-            self._bytes_in_flight += placed.size
-            self._taken += 1
-            if len(self._queue) == 1 or self._batch_is_full():
-                self._work.notify()
+            self._progress.wait_for(lambda: self._may_take(placed) or self._error is not None)
+            self._take_in(placed)
+
+    def offer(self, record: OutRecord) -> bool:
+        """Queue one record if it fits without waiting; return whether it did. Raises what `send` raises."""
+        placed = self._placed(record)
+        with self._work:
+            if self._error is None and not self._may_take(placed):
+                return False
+            self._take_in(placed)
+            return True
+
+    def unfinished(self) -> int:
+        """Return how many records were taken and are neither durable nor dropped."""
+        with self._progress:
+            return self._taken - self._done
+
+    @property
+    def away(self) -> bool:
+        """Whether the last try to write met no answer; the first one of an outage takes up to half a minute
+        to tell, so that one batch which stays `unfinished` is the earlier sign."""
+        return self._away
 
     def flush(self, timeout: float) -> None:
         with self._work:
@@ -104,8 +127,7 @@ class LogProducer:
             if not finished:
                 left = target - self._done
                 raise UnmaskError(
-                    Code.LOG_UNUSABLE,
-                    f"producer {self._name}: {left} records not durable in {timeout:g} s",
+                    Code.LOG_AWAY, f"producer {self._name}: {left} records not durable in {timeout:g} s"
                 )
 
     @property
@@ -133,9 +155,26 @@ class LogProducer:
     ) -> None:
         self.close(CLOSE_S)
 
-    def _fits(self, size: int) -> bool:
+    def _placed(self, record: OutRecord) -> Placed:
+        placed = self._topics.place(record)
+        self._transactions.check([placed])
+        return placed
+
+    def _may_take(self, placed: Placed) -> bool:
         # A record larger than the bound goes alone.
-        return self._bytes_in_flight == 0 or self._bytes_in_flight + size <= IN_FLIGHT_BYTES
+        fits = self._bytes_in_flight == 0 or self._bytes_in_flight + placed.size <= IN_FLIGHT_BYTES
+        return fits or self._stopping
+
+    def _take_in(self, placed: Placed) -> None:
+        self._raise_error()
+        if self._stopping:
+            raise ValueError(f"producer {self._name} is closed")
+        self._queue.append(placed)
+        self._bytes_queued += placed.size
+        self._bytes_in_flight += placed.size
+        self._taken += 1
+        if len(self._queue) == 1 or self._batch_is_full():
+            self._work.notify()
 
     def _batch_is_full(self) -> bool:
         return len(self._queue) >= BATCH_RECORDS or self._bytes_queued >= BATCH_BYTES
@@ -190,12 +229,21 @@ class LogProducer:
         outage = Deadline(OUTAGE_S, self._clock)
         while True:
             try:
-                return self._try(batch)
+                self._try(batch)
+                self._away = False
+                return
             except UnmaskError as error:
-                if not may_pass(error.__cause__) or self._stopping or outage.passed():
+                self._away = error.code is Code.LOG_AWAY
+                if not self._away or not (self._insistent or self._surely_not_written(error)):
+                    raise
+                if self._stopping or (outage.passed() and not self._insistent):
                     raise
                 logger.warning("producer %s tries again: %s", self._name, error)
                 self._clock.sleep(RETRY_S)
+
+    @staticmethod
+    def _surely_not_written(error: UnmaskError) -> bool:
+        return not isinstance(error.__cause__, FencedError | UnknownError)
 
     def _try(self, batch: list[Placed]) -> None:
         try:
@@ -203,7 +251,7 @@ class LogProducer:
         except FencedError as error:
             if not error.successor:
                 raise UnmaskError(
-                    Code.LOG_UNUSABLE,
+                    Code.LOG_AWAY,
                     f"producer {self._name}: Kafka ended a transaction of {TRANSACTION_TIMEOUT_S:g} s",
                 ) from error
             raise UnmaskError(
@@ -211,7 +259,7 @@ class LogProducer:
             ) from error
         except UnknownError as error:
             raise UnmaskError(
-                Code.LOG_UNUSABLE, f"producer {self._name}: perhaps not written, Kafka did not say: {error}"
+                Code.LOG_AWAY, f"producer {self._name}: perhaps not written, Kafka did not say: {error}"
             ) from error
 
 

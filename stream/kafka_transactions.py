@@ -7,9 +7,9 @@ from typing import Any
 
 from kafka import KafkaProducer, errors
 
-from stream.clock import Clock
+from stream.clock import Clock, Deadline
 from stream.errors import Code, UnmaskError
-from stream.kafka_client import KafkaClients, said, translated, within
+from stream.kafka_client import OUT_OF_STEP, KafkaClients, said, told, translated
 from stream.kafka_topics import Placed
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,15 @@ TRANSACTION_TIMEOUT_S = 10.0
 """The broker ends the transaction of a dead writer after this; until then readers wait before it."""
 
 ANSWER_S = 12.0
-"""Longest wait for one step of a transaction: past TRANSACTION_TIMEOUT_S the broker has ended it anyway."""
+"""Longest wait for a transaction to be filled, and for its commit: past TRANSACTION_TIMEOUT_S the broker has
+ended it anyway."""
+
+ABORT_S = 2.0
+"""Longest wait for a transaction to be ended early; else opening the next one ends it."""
+
+COMMIT_BOUND_S = 4 * ANSWER_S + ABORT_S
+"""No write takes longer, whatever the cluster does: reach it, begin anew, fill, commit or abort; the first of
+these without an answer ends it."""
 
 BATCH_BYTES = 512 * 1024
 """Records of one partition that travel together: small ones compress better so, a large one goes alone."""
@@ -70,7 +78,8 @@ class Transactions:
         self._producer: Any = None
 
     def open(self) -> Any:
-        """Make sure of a producer that may write; raises `UnmaskError` (LOG_UNUSABLE)."""
+        """Make sure of a producer that may write, within about `ANSWER_S`; raises `UnmaskError` (LOG_AWAY,
+        LOG_UNUSABLE)."""
         if self._producer is None:
             with translated(f"writing as {self.id}"):
                 producer = self._made()
@@ -85,16 +94,16 @@ class Transactions:
     def write(
         self, records: Sequence[Placed], offsets: Mapping[Any, Any] | None = None, group: Any = None
     ) -> None:
-        """Write records, and positions of `group`, in one transaction.
+        """Write records, and positions of `group`, in one transaction, within `COMMIT_BOUND_S`.
 
-        Raises `FencedError`, `RejectedError` and `UnmaskError` (LOG_UNUSABLE), all having written nothing,
-        and `UnknownError`. After any but `FencedError` the next write may be tried.
+        Raises `FencedError`, `RejectedError` and `UnmaskError` (LOG_AWAY, LOG_UNUSABLE), all having written
+        nothing, and `UnknownError`. After any but `FencedError` the next write may be tried.
         """
         self.check(records)
         producer = self.open()
         self._began = self._clock.monotonic()
         try:
-            self._fill(producer, records, offsets, group)
+            self._fill(producer, records, offsets, group, Deadline(ANSWER_S, self._clock))
         except errors.ProducerFencedError as error:
             raise self._fenced(error) from error
         except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
@@ -105,6 +114,8 @@ class Transactions:
             raise self._unwritten(error) from error
         except errors.KafkaError as error:
             self._abort(producer)
+            if isinstance(error, OUT_OF_STEP):
+                self._drop(producer)
             if isinstance(_cause(error), errors.ProducerFencedError):
                 raise self._fenced(error) from error
             raise self._unwritten(error) from error
@@ -131,7 +142,9 @@ class Transactions:
         except errors.KafkaError:
             abandon(producer)
 
-    def _fill(self, producer: Any, records: Sequence[Placed], offsets: Any, group: Any) -> None:
+    def _fill(
+        self, producer: Any, records: Sequence[Placed], offsets: Any, group: Any, deadline: Deadline
+    ) -> None:
         producer.begin_transaction()
         sent = [
             producer.send(
@@ -145,15 +158,16 @@ class Transactions:
             for placed in records
         ]
         if offsets:
-            within(ANSWER_S, lambda: producer.send_offsets_to_transaction(dict(offsets), group))
+            begun = producer._transaction_manager.send_offsets_to_transaction(dict(offsets), group)
+            _await(producer, begun, deadline.left())
         if sent:
-            producer.flush(ANSWER_S)
+            producer.flush(deadline.left())
         for future in sent:
             future.get(timeout=0)
 
     def _commit(self, producer: Any) -> None:
         try:
-            within(ANSWER_S, producer.commit_transaction)
+            _await(producer, producer._transaction_manager.begin_commit(), ANSWER_S)
         except errors.ProducerFencedError as error:
             raise self._fenced(error) from error
         except (errors.KafkaError, TimeoutError) as error:
@@ -163,7 +177,7 @@ class Transactions:
     def _abort(self, producer: Any) -> None:
         """End the transaction, so that readers do not wait for its timeout; else give the producer up."""
         try:
-            within(ANSWER_S, producer.abort_transaction)
+            _await(producer, producer._transaction_manager.begin_abort(), ABORT_S)
         except (errors.KafkaError, TimeoutError) as error:
             logger.debug("transaction of %s could not be ended: %s", self.id, error)
             self._drop(producer)
@@ -174,7 +188,8 @@ class Transactions:
         return FencedError(f"writing as {self.id}: {said(error)}", lasted < TRANSACTION_TIMEOUT_S)
 
     def _unwritten(self, error: BaseException) -> UnmaskError:
-        return UnmaskError(Code.LOG_UNUSABLE, f"writing as {self.id}: {said(error)}; nothing was written")
+        failed = told(f"writing as {self.id}", error)
+        return UnmaskError(failed.code, f"{failed}; nothing was written")
 
     def _drop(self, producer: Any) -> None:
         self._producer = None
@@ -182,24 +197,30 @@ class Transactions:
 
     def _made(self) -> Any:
         compression = self._clients.settings.compression
-        return KafkaProducer(
-            **dict(self._clients.arguments)
-            | {
-                "transactional_id": self.id,
-                "client_id": self.id,
-                "transaction_timeout_ms": round(TRANSACTION_TIMEOUT_S * 1000),
-                "delivery_timeout_ms": round(TRANSACTION_TIMEOUT_S * 1000),
-                "request_timeout_ms": round(TRANSACTION_TIMEOUT_S * 500),
-                "retry_backoff_ms": RETRY_MS,
-                "max_block_ms": round(ANSWER_S * 1000),
-                "bootstrap_timeout_ms": round(ANSWER_S * 1000),
-                "compression_type": None if compression == "none" else compression,
-                "max_request_size": self._max_message_bytes,
-                "batch_size": BATCH_BYTES,
-                "allow_auto_create_topics": False,
-                "metrics_enabled": False,
-            }
+        return self._clients.make(
+            KafkaProducer,
+            transactional_id=self.id,
+            client_id=self.id,
+            transaction_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
+            delivery_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
+            request_timeout_ms=round(TRANSACTION_TIMEOUT_S * 500),
+            retry_backoff_ms=RETRY_MS,
+            max_block_ms=round(ANSWER_S * 1000),
+            bootstrap_timeout_ms=round(ANSWER_S * 1000),
+            compression_type=None if compression == "none" else compression,
+            max_request_size=self._max_message_bytes,
+            # One above what topics allow is refused, and then kafka-python's own splitting breaks the flush.
+            batch_size=min(BATCH_BYTES, self._max_message_bytes // 2),
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
         )
+
+
+def _await(producer: Any, begun: Any, seconds: float) -> None:
+    """Wait for a step of a transaction; kafka-python's own methods would wait for ever."""
+    producer._sender.wakeup()
+    if not begun.wait(timeout_ms=seconds * 1000):
+        raise TimeoutError(f"no answer in {seconds:.3g} s")
 
 
 def abandon(producer: Any) -> None:
@@ -212,9 +233,3 @@ def abandon(producer: Any) -> None:
 def _cause(error: BaseException) -> BaseException | None:
     """Return the reason that kafka-python put into its error beside the text."""
     return next((item for item in error.args if isinstance(item, BaseException)), None)
-
-
-def may_pass(error: BaseException | None) -> bool:
-    """Return whether what failed for this reason may succeed later: nobody answered, or not yet."""
-    # Of a request that timed out under a transaction kafka-python keeps but the text, in a plain KafkaError.
-    return isinstance(error, TimeoutError | errors.RetriableError) or type(error) is errors.KafkaError

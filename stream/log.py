@@ -86,12 +86,13 @@ class Producer(Protocol):
     def send(self, record: OutRecord) -> None:
         """Queue one record. Blocks while the bound of bytes in flight is reached.
 
-        Raises `UnmaskError` if a write before it failed (LOG_FULL, LOG_UNUSABLE) or a later producer of the
-        same name has taken over (LOG_FENCED, for good): `record` is not taken then.
+        Raises `UnmaskError` if a write before it failed (LOG_FULL, LOG_AWAY, LOG_UNUSABLE) or a later
+        producer of the same name has taken over (LOG_FENCED, for good): `record` is not taken then.
         """
 
     def flush(self, timeout: float) -> None:
-        """Return when all that was sent is durable; raise `UnmaskError` if `timeout` seconds pass first.
+        """Return when all that was sent is durable; raise `UnmaskError` (LOG_AWAY, of the embedded log
+        LOG_UNUSABLE) if `timeout` seconds pass first.
 
         Each failed write is raised once, by the next `send` or `flush`; its records are lost and counted in
         `dropped`. The producer stays usable.
@@ -121,8 +122,9 @@ class Consumer(Protocol):
         give nothing but stay ours. A member that lost its partitions is told by `Listener.lost` and waits
         to get some again. Raises `UnmaskError` (LOG_FENCED) when membership is lost for good and
         `PositionError` when a position lies outside of what the log still holds or its record is damaged;
-        it is raised again until the caller seeks or pauses the partition. (LOG_FULL, LOG_UNUSABLE): the log
-        itself cannot be used now.
+        it is raised again until the caller seeks or pauses the partition. (LOG_AWAY): the cluster does not
+        answer now, which is no silence of what would be read; membership and positions stay, go on polling.
+        (LOG_FULL, LOG_UNUSABLE): the log itself cannot be used.
         """
 
     def assignment(self) -> frozenset[TopicPartition]: ...
@@ -133,7 +135,8 @@ class Consumer(Protocol):
     def resume(self, partitions: Collection[TopicPartition]) -> None: ...
 
     def committed(self, partition: TopicPartition) -> int | None:
-        """Return the group's committed position (next offset to apply), None if there is none."""
+        """Return the group's committed position (next offset to apply), None if there is none. Raises
+        `UnmaskError` (LOG_AWAY)."""
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Let the next poll of `partition` start at `offset`; the committed position does not move."""
@@ -141,8 +144,10 @@ class Consumer(Protocol):
     def commit(self, outputs: Sequence[OutRecord], positions: Mapping[TopicPartition, int]) -> None:
         """Write outputs and move positions in ONE transaction.
 
-        Raises `UnmaskError` (LOG_FENCED) if another member has taken over: nothing was written then, and
-        the next poll calls `Listener.lost`. (LOG_FULL, LOG_UNUSABLE): nothing was written, try again.
+        Raises `UnmaskError` (LOG_FENCED) if another member has taken over, and the next poll calls
+        `Listener.lost`: nothing was written then, or, of a cluster that went away in that very moment, it is
+        not known; state and position, read anew, are right in either case. (LOG_FULL, LOG_AWAY,
+        LOG_UNUSABLE): nothing was written, try again. A cluster is waited for, at most a minute.
         """
 
     def close(self, timeout: float) -> None:
@@ -158,20 +163,10 @@ class Maintained(Protocol):
         """Records deleted that some group had not read yet, by topic: a loss, to be told."""
 
 
-class Log(Protocol):
-    """A log, embedded or Kafka."""
-
-    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create what is missing and bring retention to the spec. Raises `UnmaskError` naming what differs in
-        a topic that exists and cannot be changed: partitions, cleanup."""
+class Readable(Protocol):
+    """A log as whoever asks reads it, in no group."""
 
     def partitions(self, topic: str) -> int: ...
-
-    def producer(self, name: str) -> Producer:
-        """Return a producer; `name` is stable per writer, so a restart replaces its predecessor."""
-
-    def consumer(self, group: str, topics: Sequence[str], listener: Listener, member: str) -> Consumer:
-        """Join `group`; assignment arrives through `listener` during `poll`."""
 
     def read(self, partition: TopicPartition, start: int, stop: int | None = None) -> Iterator[Record]:
         """Iterate committed records from offset `start` (inclusive) up to `stop` (exclusive) or to the end
@@ -183,6 +178,24 @@ class Log(Protocol):
 
     def end_offset(self, partition: TopicPartition) -> int:
         """Return the offset that the next record will get."""
+
+
+class Log(Readable, Protocol):
+    """A log, embedded or Kafka.
+
+    Whatever asks a cluster raises `UnmaskError` (LOG_AWAY) if it does not answer in some 20 s, which waiting
+    may cure, and (LOG_UNUSABLE) for what it will not. The embedded log is never away.
+    """
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Create what is missing and bring retention to the spec. Raises `UnmaskError` naming what differs in
+        a topic that exists and cannot be changed: partitions, cleanup."""
+
+    def producer(self, name: str) -> Producer:
+        """Return a producer; `name` is stable per writer, so a restart replaces its predecessor."""
+
+    def consumer(self, group: str, topics: Sequence[str], listener: Listener, member: str) -> Consumer:
+        """Join `group`; assignment arrives through `listener` during `poll`."""
 
     def group_position(self, group: str, partition: TopicPartition) -> int | None:
         """Return a group's committed position without being a member."""

@@ -20,6 +20,9 @@ class Looked:
         self._gaps: list[tuple[int, int, str]] = []
         self._place: tuple[str, int] | None = None
 
+    def set_fps(self, fps: float) -> None:
+        self._fps = fps
+
     def frame(self, media_us: int, place: tuple[str, int]) -> None:
         """Note a frame at `place`, attachment and epoch: across places nothing was shown between frames."""
         self._marks.append((media_us, self._place == place))

@@ -1,14 +1,15 @@
 """What detect counts, in Prometheus' conventions (DESIGN 3.10). No label holds what a stranger controls."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from stream.decoders import PoolStats
-from stream.errors import Code, UnmaskError
+from stream.health import serve
 
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Seconds; finest around the second or two that a live chunk takes from receipt to score."""
@@ -51,6 +52,20 @@ class Metrics:
         self.pictures_failed = Counter(
             "unmask_pictures_failed_total", "Evidence pictures that could not be kept", registry=self.registry
         )
+        self.log_up = Gauge("unmask_log_up", "1 while the log answers", registry=self.registry)
+        self.log_away = Counter(
+            "unmask_log_away_total", "Calls that the log did not answer", registry=self.registry
+        )
+        self.partitions = Gauge(
+            "unmask_partitions_assigned", "Partitions of media that are this worker's", registry=self.registry
+        )
+        self.rebalance_pause = Histogram(
+            "unmask_rebalance_pause_seconds",
+            "Streams that stood still: from assignment to the next record applied, and while handing over",
+            ["phase"],
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
         self.position_errors = Counter(
             "unmask_position_errors_total", "Positions outside of what the log holds", registry=self.registry
         )
@@ -64,6 +79,9 @@ class Metrics:
         )
         self.clips_failed = Counter(
             "unmask_clips_failed_total", "Evidence clips that could not be cut", registry=self.registry
+        )
+        self.clips_waiting = Gauge(
+            "unmask_clips_waiting", "Evidence clips asked for and not cut yet", registry=self.registry
         )
         self.evidence_bytes = Gauge(
             "unmask_evidence_bytes", "Size of the evidence store", registry=self.registry
@@ -93,6 +111,11 @@ class Metrics:
             registry=self.registry,
         )
 
+    def forget(self, stream: str) -> None:
+        """Export nothing of a stream any more: another worker does."""
+        with suppress(KeyError):
+            self.stream_up.remove(stream)
+
     def collect(self) -> Iterator[Metric]:
         """Yield the decoders' counters; called by the registry at each scrape, from its own thread."""
         stats = self.decoders
@@ -113,12 +136,31 @@ class Metrics:
         yield from (children, events, counted)
 
     def serve(self, port: int) -> None:
-        """Serve `/metrics` on loopback at `port` until the process ends.
+        """Serve `/metrics` on loopback at `port`, as `stream.health.serve` does."""
+        serve(self.registry, port)
 
-        Raises `UnmaskError` (CONFIG) if the port cannot be had.
-        """
-        try:
-            start_http_server(port, addr="127.0.0.1", registry=self.registry)
-        except OSError as error:
-            sentence = f"worker.metrics_port is {port} ({error.strerror}); name a free one, or 0 for none"
-            raise UnmaskError(Code.CONFIG, sentence) from error
+
+class IngestMetrics:
+    """What an ingest process counts; `figures` gives the numbers of the moment by name."""
+
+    def __init__(self, figures: Callable[[], Mapping[str, float]]) -> None:
+        self._figures = figures
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figures; called by the registry at each scrape, from its own thread."""
+        found = self._figures()
+        yield GaugeMetricFamily("unmask_ingest_feeds", "Feeds of this process", found["feeds"])
+        yield GaugeMetricFamily(
+            "unmask_ingest_sources_refused", "Entries of sources that cannot be attached", found["refused"]
+        )
+        yield GaugeMetricFamily(
+            "unmask_ingest_spool_records", "Records on disk that wait for the cluster", found["spooled"]
+        )
+        yield CounterMetricFamily(
+            "unmask_ingest_records_dropped", "Records lost on the way to the cluster", found["dropped"]
+        )
+        yield CounterMetricFamily(
+            "unmask_ingest_shard_restarts", "Shards that died or hung", found["restarts"]
+        )

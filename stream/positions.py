@@ -56,6 +56,18 @@ class Positions:
         """Return how many records are being worked on."""
         return sum(len(state.in_hand) for state in self._partitions.values())
 
+    def partitions(self) -> frozenset[TopicPartition]:
+        """Return the partitions that are followed."""
+        return frozenset(self._partitions)
+
+    def at(self, partition: TopicPartition) -> int:
+        """Return the committed position."""
+        return self._partitions[partition].committed
+
+    def next_read(self, partition: TopicPartition) -> int:
+        """Return the offset after the newest record that was polled."""
+        return self._partitions[partition].next_read
+
     def movable(self) -> dict[TopicPartition, int]:
         """Return the positions that may be committed and are ahead of those that were."""
         ready = {}

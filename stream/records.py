@@ -22,6 +22,12 @@ FARTHEST_US = 62_000_000_000_000_000
 
 STREAM_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
+RESERVED_ID = re.compile(rf"({STREAM_ID.pattern})~(replay)|(canary)~([0-9]{{1,9}})")
+"""Streams of our own making: what is decoded again (`<stream>~replay`) and the canary (`canary~<partition>`).
+No user's id holds a `~`."""
+
+REPLAY, CANARY = "replay", "canary"
+
 
 class Topic(StrEnum):
     """Topic names below the configured prefix (DESIGN 1)."""
@@ -32,6 +38,7 @@ class Topic(StrEnum):
     SCORES = "scores"
     ALERTS = "alerts"
     DEADLETTER = "deadletter"
+    CANARY = "canary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,29 @@ def check_stream_id(value: str) -> str:
     )
 
 
+def split_stream_id(value: str) -> tuple[str, str]:
+    """Return what precedes the `~` of a reserved id and what follows it; a user's own id, and "".
+
+    `("feed", "replay")` of `feed~replay`, `("canary", "3")` of `canary~3`, `("feed", "")` of `feed`. Raises
+    `UnmaskError` (SOURCE_SYNTAX) for anything else.
+    """
+    found = RESERVED_ID.fullmatch(value)
+    if found is None:
+        return check_stream_id(value), ""
+    base, suffix = (group for group in found.groups() if group is not None)
+    return base, suffix
+
+
+def is_replay(stream: str) -> bool:
+    """Whether these are dead letters decoded again: nothing of them is live."""
+    return stream.endswith(f"~{REPLAY}")
+
+
+def is_canary(stream: str) -> bool:
+    """Whether this is a canary, which moderation never sees."""
+    return stream.startswith(f"{CANARY}~")
+
+
 def new_attachment(now_us: int, previous: str = "") -> str:
     """Return an attachment id (16 hex digits) that sorts by time and after `previous`."""
     last = int(previous, 16) if previous else -1
@@ -177,11 +207,12 @@ def decode_headers(stream: str, headers: Mapping[str, bytes]) -> ChunkMeta:
     Raises `UnmaskError` (SCHEMA) for another schema version, (CHUNK_INVALID) naming the header at fault.
     """
     check_schema(headers)
+    split_stream_id(stream)
     text = _Headers(headers)
     control = text.optional("control")
     pts = text.optional("pts")
     meta = ChunkMeta(
-        stream=check_stream_id(stream),
+        stream=stream,
         attachment=text.required("attachment"),
         epoch=text.integer("epoch"),
         sequence=text.integer("sequence"),
@@ -199,6 +230,9 @@ def decode_headers(stream: str, headers: Mapping[str, bytes]) -> ChunkMeta:
         part=text.integer("part"),
         parts=text.integer("parts"),
     )
+    if not 0 <= meta.part < meta.parts:
+        sentence = f"header part is {meta.part} of {meta.parts}; parts are counted from 0 to parts - 1"
+        raise UnmaskError(Code.CHUNK_INVALID, sentence)
     check_times(meta, [] if meta.pts is None else [meta.pts])
     return meta
 

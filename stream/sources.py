@@ -5,6 +5,8 @@ no credential stands on a command line. The entry of a source in the topic `sour
 either: `secret_ref` names the environment variable from which the process that attaches takes the address.
 """
 
+import hashlib
+import json
 import os
 import re
 import stat
@@ -12,12 +14,14 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from stream.errors import Code, UnmaskError
 from stream.records import STREAM_ID, Kind, check_stream_id
 from stream.redact import MASK, redact
+
+E = TypeVar("E", bound=StrEnum)
 
 
 class Scheme(StrEnum):
@@ -33,6 +37,8 @@ class Scheme(StrEnum):
     PIPE = "pipe"
     CAMERA = "camera"
     STDIN = "stdin"
+    PUSH = "push"
+    """Another producer writes this stream into `media` itself: nothing is to be attached."""
 
 
 SCHEMES = {
@@ -57,7 +63,12 @@ GENERIC = frozenset({"index", "live", "playlist", "master", "stream", "main", "c
 RIGHT = (
     "rtmp(s)://, rtsp(s)://, http(s)://, srt://, udp://, tcp://, a file, /dev/videoN, env:NAME or - for stdin"
 )
+PUSHED = "push:"
+"""Stands where an address would: the stream comes from another producer (docs/producers.md)."""
 ENV = "env:"
+SECRET_REF = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*")
+HIGHEST_FPS = 60
+"""As `sampling.idle_fps` allows."""
 SHORTEST_SECRET = 3
 """Shorter query values (`a=1`) are not searched for literally: they would blot out ordinary words."""
 
@@ -79,6 +90,17 @@ class Source:
     listen: bool = False
     secret_ref: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    fps: float | None = None
+    """Sampling rate of this feed while it is calm (Hz); None: `sampling.idle_fps`."""
+    attached_us: int | None = None
+    """When `unmask attach` was called (UTC microseconds)."""
+
+    def identity(self) -> str:
+        """Return what, if it changes, means another feed to attach; a file attached again is read again."""
+        facts = [self.scheme, self.address, self.shown, self.listen, self.secret_ref]
+        if self.kind is Kind.FILE:
+            facts.append(self.attached_us)
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def redacted(self, text: str) -> str:
         """Return `text` without secrets, those of this source also where they stand alone."""
@@ -88,14 +110,15 @@ class Source:
 
     def entry(self) -> dict[str, Any]:
         """Return the value of this source's record in the topic `sources`: no credential in it."""
+        where = {"url": self.shown, "listen": self.listen, "secret_ref": self.secret_ref}
         return {
             "id": self.id,
             "scheme": self.scheme.value,
             "kind": self.kind.value,
-            "url": self.shown,
-            "listen": self.listen,
-            "secret_ref": self.secret_ref,
+            **({} if self.scheme is Scheme.PUSH else where),
             "labels": dict(self.labels),
+            **({} if self.fps is None else {"fps": self.fps}),
+            **({} if self.attached_us is None else {"attached_us": self.attached_us}),
         }
 
     def export(self, environ: MutableMapping[str, str]) -> None:
@@ -108,23 +131,60 @@ def from_entry(entry: Mapping[str, Any], environ: Mapping[str, str] = os.environ
     """Return the source of an entry of the topic `sources`, its secret resolved from `environ`.
 
     The address is empty if the variable is not set here: one such source must not stop the others, so it is
-    refused when attached. Raises `UnmaskError` (SOURCE_SYNTAX) naming the field that is wrong.
+    refused when attached. `scheme` and `kind` follow from the address where they are not given. Raises
+    `UnmaskError` (SOURCE_SYNTAX) naming the field that is wrong.
     """
-    for name in ("id", "url", "scheme", "kind"):
-        if not isinstance(entry.get(name), str):
-            raise _syntax(f"entry of sources has {name} {entry.get(name)!r}; it must be text")
-    name, reference, labels = check_stream_id(entry["id"]), entry.get("secret_ref"), entry.get("labels") or {}
-    if reference is not None and not (isinstance(reference, str) and reference.startswith(ENV)):
+    if entry.get("scheme") == Scheme.PUSH:  # there is nothing to attach to
+        entry = {"url": PUSHED, **entry}
+    name = check_stream_id(_text(entry, "id", "")[:80])
+    reference, labels = entry.get("secret_ref"), entry.get("labels") or {}
+    if reference is not None and not (isinstance(reference, str) and SECRET_REF.fullmatch(reference)):
         raise _syntax(f"secret_ref of {name} is not env:NAME; credentials belong into the environment")
     if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
         raise _syntax(f"labels of {name} must be an object of names and texts")
+    url = _text(entry, "url", reference)
+    address = url if reference is None else environ.get(reference.removeprefix(ENV), "")
+    derived = _read(address) if address and "scheme" not in entry else None
+    scheme = derived.scheme if derived else _one_of(Scheme, entry, "scheme", "tcp")
+    kind = derived.kind if derived else _one_of(Kind, entry, "kind", "live")
+    listen = derived.listen if derived else entry.get("listen") is True
+    shown = derived.shown if derived else url
+    return Source(
+        name,
+        scheme,
+        kind,
+        address,
+        shown,
+        listen,
+        reference,
+        labels,
+        check_fps(entry.get("fps")),
+        entry["attached_us"] if isinstance(entry.get("attached_us"), int) else None,
+    )
+
+
+def check_fps(fps: Any) -> float | None:
+    """Return a feed's own sampling rate if it is one or None. Raises `UnmaskError` (SOURCE_SYNTAX)."""
+    if fps is None:
+        return None
+    if isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps <= HIGHEST_FPS:
+        return float(fps)
+    raise _syntax(f"fps is {fps!r}; it must be a number above 0 and at most {HIGHEST_FPS}")
+
+
+def _text(entry: Mapping[str, Any], name: str, default: str | None) -> str:
+    found = entry.get(name, default)
+    if isinstance(found, str):
+        return found
+    raise _syntax(f"entry of sources has {name} {found!r}; it must be text")
+
+
+def _one_of(kind: type[E], entry: Mapping[str, Any], name: str, default: str) -> E:
+    found = entry.get(name, default)
     try:
-        scheme, kind = Scheme(entry["scheme"]), Kind(entry["kind"])
-    except ValueError as error:
-        raise _syntax(f"entry of {name}: {error}") from None
-    address = entry["url"] if reference is None else environ.get(reference.removeprefix(ENV), "")
-    listen = entry.get("listen") is True
-    return Source(name, scheme, kind, address, entry["url"], listen, reference, labels)
+        return kind(found)
+    except ValueError:
+        raise _syntax(f"entry of sources has {name} {found!r}; it must be one of {', '.join(kind)}") from None
 
 
 def parse_sources(texts: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[Source]:
@@ -189,6 +249,8 @@ def _from_environment(reference: str, environ: Mapping[str, str]) -> str:
 
 def _read(address: str) -> Source:
     """Return the source of an address, its id derived."""
+    if address == PUSHED:
+        return Source("push", Scheme.PUSH, Kind.LIVE, PUSHED, PUSHED)
     if address == "-":
         return Source("stdin", Scheme.STDIN, Kind.LIVE, "-", "-")
     if not address.strip():

@@ -1,8 +1,13 @@
 """The topics of one prefix, as they must be (DESIGN 3.1)."""
 
+import zlib
+
 from stream.config import Config
 from stream.log import Cleanup, TopicSpec
 from stream.records import Topic
+
+CANARY_RETENTION_S, CANARY_RETENTION_BYTES = 3600.0, 16 * 1024 * 1024
+"""Who sent a canary reads the answer within seconds; the rest is for people who ask what happened."""
 
 SOURCES_PARTITIONS = 8
 """Ingest members share feeds by these; fixed at creation like those of `media`."""
@@ -11,6 +16,14 @@ SOURCES_PARTITIONS = 8
 def topic_name(config: Config, topic: Topic) -> str:
     """Return the topic's name below the configured prefix."""
     return f"{config.prefix}.{topic.value}"
+
+
+def media_partition(stream: str, partitions: int) -> int:
+    """Return the partition of `media`, and of `state`, that holds a stream.
+
+    Records name it, so no log need hash alike; the log's own choice by key is the same.
+    """
+    return zlib.crc32(stream.encode()) % partitions
 
 
 def topic_specs(config: Config) -> list[TopicSpec]:
@@ -39,4 +52,11 @@ def topic_specs(config: Config) -> list[TopicSpec]:
         kept(Topic.SCORES),
         kept(Topic.ALERTS),
         kept(Topic.DEADLETTER),
+        TopicSpec(
+            topic_name(config, Topic.CANARY),
+            1,
+            Cleanup.DELETE,
+            CANARY_RETENTION_S,
+            CANARY_RETENTION_BYTES,
+        ),
     ]

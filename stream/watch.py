@@ -5,8 +5,9 @@ import logging
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,24 +15,27 @@ import av
 
 from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
-from stream.assemble import build_reader, data_folder, log_folder, open_log
+from stream.assemble import build_reader, data_folder, log_folder, open_embedded
 from stream.clock import Clock, Deadline, SystemClock
 from stream.config import Config
 from stream.console import Console, FeedView
 from stream.controls import FeedPhase
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
+from stream.health import serve
+from stream.held import Status
 from stream.ingest import IngestSupervisor
+from stream.ingest_service import refusals, source_of
 from stream.intake import FeedStatus, Last
 from stream.log import Log, PositionError, TopicPartition
 from stream.metrics import Metrics
 from stream.records import SCHEMA, ChunkMeta, Kind, OutRecord, Record, Topic, decode_headers
-from stream.sources import Scheme, Source, parse_sources
+from stream.sources import PUSHED, Scheme, Source, parse_sources
 from stream.sqlite_log import SqliteLog
 from stream.states import read_states
 from stream.timeline import report
 from stream.topics import topic_name, topic_specs
-from stream.worker import Status, Worker
+from stream.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,8 @@ def watch(config: Config, texts: Sequence[str], json_mode: bool, console: Consol
     Raises `UnmaskError` for a wrong source, setting or weights, before anything is attached.
     """
     sources = parse_sources(texts)
+    if any(source.scheme is Scheme.PUSH for source in sources):
+        raise UnmaskError(Code.SOURCE_SYNTAX, f"{PUSHED} is for unmask attach: there is nothing to watch at")
     if all(source.kind is Kind.FILE for source in sources):
         often = config.verdict.model_copy(update={"record_every_s": FILE_RECORD_S})
         config = config.model_copy(update={"verdict": often})
@@ -67,17 +73,19 @@ class Session:
         self, config: Config, sources: Sequence[Source], console: Console, clock: Clock, stack: ExitStack
     ) -> None:
         self._config = config
-        self._sources = sources
+        self._sources = {source.id: source for source in sources}
+        self._detached: dict[str, FeedStatus] = {}
+        """Sources that somebody took out of the list meanwhile, as they stood then."""
         self._console = console
         self._clock = clock
         assembly = build_reader(config)
-        self._log = open_log(config, clock)
+        self._log = open_embedded(config, clock)
         stack.callback(self._log.close)
         self._log.create_topics(topic_specs(config))
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
         metrics = Metrics()
         if config.worker.metrics_port:
-            metrics.serve(config.worker.metrics_port)
+            serve(metrics.registry, config.worker.metrics_port, config.worker.metrics_host)
 
         def make_aggregate(stream: str) -> StreamAggregate:
             return StreamAggregate(stream, config, assembly.calibration, assembly.provenance, evidence)
@@ -107,8 +115,9 @@ class Session:
         try:
             self._await_lease()
             self._announce()
-            self._ingest.start(self._sources, self._last())
+            self._ingest.start(list(self._sources.values()), self._last(self._sources))
             while not self._over():
+                self._follow()
                 self._look()
                 self._clock.sleep(LOOK_S)
         except KeyboardInterrupt:
@@ -116,27 +125,70 @@ class Session:
         finally:
             self._stop()
         self._look()
-        self._console.summary([self._report(source, pictures) for source in self._sources])
+        self._console.summary([self._report(source, pictures) for source in self._sources.values()])
         return self._outcome()
 
     def _announce(self) -> None:
         """Write the sources to their topic, and take out what no longer is one."""
         topic = topic_name(self._config, Topic.SOURCES)
-        wanted = {source.id: json.dumps(source.entry()).encode() for source in self._sources}
+        wanted = {name: json.dumps(source.entry()).encode() for name, source in self._sources.items()}
         known = {record.key for record in everything(self._log, topic)}
         with self._log.producer("watch") as producer:
             for key in known | wanted.keys():
                 headers = {"schema": str(SCHEMA).encode()}
                 producer.send(OutRecord(topic, key, wanted.get(key), headers, self._clock.now_us()))
             producer.flush(self._config.worker.shutdown_s)
+        self._entries_from = ends(self._log, topic)
 
-    def _last(self) -> dict[str, Last]:
-        """Return where earlier runs left the streams of these sources.
+    def _follow(self) -> None:
+        """Do what `unmask attach` and `detach` have written since the last look."""
+        for partition, start in self._entries_from.items():
+            for record in self._log.read(partition, start):
+                self._entries_from[partition] = record.offset + 1
+                if record.value is None:
+                    self._detach(record.key)
+                else:
+                    self._attach(record)
+
+    def _attach(self, record: Record) -> None:
+        topic = topic_name(self._config, Topic.SOURCES)
+        try:
+            source = source_of(record, self._log.partitions(topic))
+        except UnmaskError as error:
+            logger.error("an entry of sources is refused: %s", error)
+            with self._log.producer("watch") as producer:
+                for letter in refusals(self._config, record, error, self._clock.now_us()):
+                    producer.send(letter)
+            return
+        if source.scheme is Scheme.PUSH:  # its producer writes it
+            self._detach(source.id)
+            return
+        known = self._sources.get(source.id)
+        if known is not None and source.id not in self._detached and known.identity() == source.identity():
+            return
+        logger.info("stream %s: %s is attached too", source.id, source.shown)
+        self._detached.pop(source.id, None)
+        self._sources[source.id] = source
+        self._lengths[source.id] = length_us(source)
+        self._ingest.add([source], self._last([source.id]))
+
+    def _detach(self, stream: str) -> None:
+        if stream not in self._sources or stream in self._detached:
+            return
+        logger.info("stream %s: detached", stream)
+        status = self._ingest.statuses().get(stream) or FeedStatus.unknown(stream, Last())
+        if status.phase is not FeedPhase.ENDED:
+            status = replace(status, phase=FeedPhase.STOPPED, fps=0.0)
+        self._detached[stream] = status
+        self._ingest.remove([stream], end=True)
+
+    def _last(self, streams: Collection[str]) -> dict[str, Last]:
+        """Return where earlier runs left these streams.
 
         What they wrote may not be applied yet: a file is read ahead of what is looked at. Where that ends
         counts, or the time of what comes now would lie before it.
         """
-        names = {source.id for source in self._sources}
+        names = set(streams)
         unread = list(self._unread())  # first: what is applied meanwhile is in the states
         topic = topic_name(self._config, Topic.STATE)
         found: dict[str, Last] = {}
@@ -185,26 +237,26 @@ class Session:
     def _over(self) -> bool:
         """Whether nothing more can come: the worker failed, or every source ended and all is applied."""
         if self._worker.error is None and not self._worker.healthy():
-            # With an error it also commits nothing, should it wake up while we stop.
+            # It then commits nothing, should it wake up while we stop.
             sentence = f"detect has done nothing for {self._config.worker.stall_s:g} s"
-            self._worker.error = UnmaskError(Code.STAGE_WEDGED, sentence)
+            self._worker.fail(UnmaskError(Code.STAGE_WEDGED, sentence))
         if self._worker.error is not None:
             return True
         if not self._ingest.finished():
             return False
         written = {stream: feed.last.attachment for stream, feed in self._ingest.statuses().items()}
         applied = {status.stream: status.ended for status in self._worker.statuses if not status.in_hand}
-        awaited = [source.id for source in self._sources if source.id not in self._ingest.given_up]
+        awaited = self._sources.keys() - self._ingest.given_up - self._detached.keys()
         return all(applied.get(stream) == written.get(stream) for stream in awaited)
 
     def _look(self) -> None:
         self._ingest.poll()
         for event in self._events.new():
             self._console.event(event)
-        feeds = self._ingest.statuses()
+        feeds = self._ingest.statuses() | self._detached
         streams = {status.stream: status for status in self._worker.statuses}
         self._console.update(
-            [self._view(source, feeds.get(source.id), streams.get(source.id)) for source in self._sources]
+            [self._view(source, feeds.get(name), streams.get(name)) for name, source in self._sources.items()]
         )
 
     def _view(self, source: Source, feed: FeedStatus | None, stream: Status | None) -> FeedView:

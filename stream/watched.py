@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from stream.assemble import log_folder, open_log
+from stream.assemble import log_folder, open_embedded
 from stream.clock import SystemClock
 from stream.config import Config
 from stream.coverage import Coverage, cover
@@ -26,7 +26,7 @@ def run(
     check_stream_id(stream)
     if not log_folder(settings).is_dir():
         raise _unknown(settings, stream)
-    log = open_log(settings, SystemClock())
+    log = open_embedded(settings, SystemClock())
     try:
         covered = _covered(settings, log, stream, begin, end)
     finally:

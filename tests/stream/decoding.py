@@ -12,6 +12,7 @@ from detectors.readings import Image
 from stream.chunks import Chunker
 from stream.clock import FakeClock
 from stream.decode import DecodeSettings, StreamDecoder
+from stream.foreign import Place
 from stream.frames import Applied, DecoderEvent, Failed, ResumePoint, SampledFrame
 from stream.pictures import Pictures
 from stream.records import ChunkMeta, Control, Kind, Record, encode_headers
@@ -71,8 +72,10 @@ def as_records(chunks: Iterable[Chunk], first_offset: int = 0) -> list[Record]:
     ]
 
 
-def decoder(resume: ResumePoint | None = None, fps: float = EVERY, **settings: Any) -> StreamDecoder:
-    return StreamDecoder(DecodeSettings(**settings), resume or ResumePoint(), lambda: fps)
+def decoder(
+    resume: ResumePoint | None = None, fps: float = EVERY, place: Place | None = None, **settings: Any
+) -> StreamDecoder:
+    return StreamDecoder(DecodeSettings(**settings), resume or ResumePoint(), lambda: fps, place)
 
 
 def run(chunks: Sequence[Chunk], into: StreamDecoder | None = None, first: int = 0) -> list[DecoderEvent]:

@@ -15,15 +15,16 @@ from stream.chunks import Chunk, Chunker
 from stream.clock import Deadline, FakeClock, SystemClock
 from stream.config import Config
 from stream.controls import End, EndReason, Start, to_body
+from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.log import Consumer, TopicPartition
+from stream.marker import MarkerReader
 from stream.metrics import Metrics
 from stream.records import Control, Kind, OutRecord, Record, Topic, encode_headers, new_attachment
 from stream.sqlite_log import SqliteLog
 from stream.topics import topic_name, topic_specs
 from stream.watch import everything, structured
 from stream.worker import Worker
-from tests.stream.marker import MarkerReader
 from tests.stream.story import CALIBRATION, PROVENANCE
 
 
@@ -55,8 +56,9 @@ class Detect:
         self.metrics = Metrics()
         self._runs = 0
 
-    def list_source(self, stream: str) -> None:
-        self._send([OutRecord(self.topic(Topic.SOURCES), stream, b"{}", {"schema": b"1"}, 0)])
+    def list_source(self, stream: str, **entry: Any) -> None:
+        value = json.dumps(entry).encode()
+        self._send([OutRecord(self.topic(Topic.SOURCES), stream, value, {"schema": b"1"}, 0)])
 
     def unlist_source(self, stream: str) -> None:
         self._send([OutRecord(self.topic(Topic.SOURCES), stream, None, {"schema": b"1"}, 0)])
@@ -134,8 +136,11 @@ class Detect:
                 return False
         return True
 
+    def records(self, topic: Topic) -> list[Record]:
+        return list(everything(self.log, self.topic(topic)))
+
     def values(self, topic: Topic) -> list[dict[str, Any]]:
-        return [json.loads(record.value or b"null") for record in everything(self.log, self.topic(topic))]
+        return [json.loads(record.value or b"null") for record in self.records(topic)]
 
     def frames(self, stream: str) -> list[dict[str, Any]]:
         """Return the scores of sampled frames."""
@@ -200,6 +205,49 @@ def fencing(log: SqliteLog, at: Collection[int]) -> Faulty:
             lease.release(consumer._database)  # type: ignore[attr-defined]
 
     return Faulty(log, fail)
+
+
+class Away:
+    """A log over a cluster that does not answer while `away`; nothing that is asked then has any effect."""
+
+    def __init__(self, log: SqliteLog) -> None:
+        self._log = log
+        self.away = False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._log, name)
+        return self._guarded(found) if name in ("read", "end_offset", "begin_offset") else found
+
+    def consumer(self, *args: Any) -> Any:
+        consumer = self._log.consumer(*args)
+        for name in ("poll", "commit", "committed"):
+            setattr(consumer, name, self._guarded(getattr(consumer, name)))
+        return consumer
+
+    def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any) -> Any:
+            if self.away:
+                raise UnmaskError(Code.LOG_AWAY, "no answer in 20 s")
+            return call(*args)
+
+        return guarded
+
+
+def unknown(log: SqliteLog, at: Collection[int]) -> Any:
+    """Return a log that does not say, of each commit of `at`, that it has written it."""
+
+    class Unknown(Faulty):
+        def consumer(self, *args: Any) -> Any:
+            return Mute(self._log.consumer(*args), self._fail)
+
+    class Mute(_FaultyConsumer):
+        def commit(self, outputs: Sequence[OutRecord], positions: Mapping[TopicPartition, int]) -> None:
+            super().commit(outputs, positions)
+            if self._commits - 1 in at:
+                self._consumer._lease.release(self._consumer._database)  # type: ignore[attr-defined]
+                raise UnmaskError(Code.LOG_FENCED, "whether this was written is not known")
+
+    return Unknown(log, lambda commit, consumer: None)
 
 
 def _quiet(run: Callable[[], None]) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """A real Kafka for tests: the cluster that UNMASK_KAFKA names, else one that deploy/kafka/broker starts."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ class Broker:
 
     @property
     def servers(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        nodes = 3 if "--nodes" in self._options else 1
+        return ",".join(f"127.0.0.1:{self.port + 10 * node}" for node in range(nodes))
 
     @property
     def sasl_servers(self) -> str:
@@ -43,6 +45,14 @@ class Broker:
 
     def stop(self) -> None:
         done = self._run("stop")
+        assert done.returncode == 0, done.stderr
+
+    def kill(self, node: int) -> None:
+        """End one node, of 1 to 3, with SIGKILL."""
+        assert self._run("kill", "--node", str(node)).returncode == 0
+
+    def start_again(self, node: int) -> None:
+        done = self._run("start", "--node", str(node))
         assert done.returncode == 0, done.stderr
 
     def running(self) -> bool:
@@ -86,5 +96,18 @@ def _openssl(directory: Path, *arguments: str) -> None:
 
 
 def _free_ports() -> int:
-    """Return a port below those that the system gives out, the three after it being probably free too."""
-    return 20_000 + free_port() % 1_000 * 10
+    """Return a port below those that the system gives out, free with those that three nodes take above it."""
+    while True:
+        first = 20_000 + free_port() % 400 * 30
+        if all(_is_free(first + 10 * node + listener) for node in range(3) for listener in range(4)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -108,11 +108,13 @@ def make_clip(
     picture: Callable[[int], Image] | None = None,
     crf: int = 30,
     mux_options: dict[str, str] | None = None,
+    x264: str = "",
 ) -> Path:
     """Encode a clip to `path`; the suffix chooses the container (see FORMATS). Return `path`.
 
     `times_ms` makes the frame rate variable (then `seconds`, `fps` do not count). `start_s` shifts every
     timestamp. `picture(i)` gives RGB picture `i`; default `numbered`. `audio` is an encoder name or None.
+    `x264` is added to the parameters of H.264.
     """
     options = dict(mux_options or {})
     if path.suffix == ".ts":
@@ -124,7 +126,7 @@ def make_clip(
     base = Fraction(1, 1000) if times is not None else Fraction(1, fps)
     with av.open(str(path), "w", format=FORMATS[path.suffix], options=options) as out:
         video: Any = out.add_stream(
-            ENCODERS[codec], rate=fps, options=_options(codec, gop, bframes, open_gop, crf)
+            ENCODERS[codec], rate=fps, options=_options(codec, gop, bframes, open_gop, crf, x264)
         )
         video.width, video.height = size
         video.pix_fmt = "yuv420p"
@@ -157,12 +159,12 @@ def make_clip(
     return path
 
 
-def _options(codec: str, gop: int, bframes: int, open_gop: bool, crf: int) -> dict[str, str]:
+def _options(codec: str, gop: int, bframes: int, open_gop: bool, crf: int, x264: str = "") -> dict[str, str]:
     """Return encoder options: fast, one thread, and exactly the asked GOP structure."""
     opened = int(open_gop)
     if codec == "h264":
         params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={bframes}:b-adapt=0:open-gop={opened}"
-        return {"preset": "veryfast", "crf": str(crf), "threads": "1", "x264-params": params}
+        return {"preset": "veryfast", "crf": str(crf), "threads": "1", "x264-params": params + x264}
     if codec == "hevc":
         params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={bframes}:b-adapt=0:open-gop={opened}"
         params += ":log-level=none:pools=none:frame-threads=1"

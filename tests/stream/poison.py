@@ -11,6 +11,7 @@ from stream import decode, decoder_child
 from stream.chunks import ChunkPackets, read_chunk
 from stream.decode import StreamDecoder
 from stream.decoder_child import ChildSettings
+from stream.foreign import Segment
 from stream.frames import DecoderEvent
 from stream.records import ChunkMeta
 
@@ -22,9 +23,9 @@ KILL, HANG, KILL_ONCE, KILL_LATE = b"poison: kill", b"poison: hang", b"poison: o
 class PoisonedDecoder(StreamDecoder):
     """Takes the poison off a chunk, and its effect."""
 
-    def feed(self, offset: int, meta: ChunkMeta, value: bytes) -> Iterator[DecoderEvent]:
+    def feed(self, offset: int, record: ChunkMeta | Segment, value: bytes) -> Iterator[DecoderEvent]:
         value, late = _swallow(value)
-        for event in super().feed(offset, meta, value):
+        for event in super().feed(offset, record, value):
             if late and not hasattr(event, "image"):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield event

@@ -501,3 +501,9 @@ def test_evidence_put_twice_by_a_replay_is_the_same(tmp_path: Path) -> None:
     assert isinstance(first.store, EvidenceStore)
     assert [event.crops for event in first.incidents()] == [event.crops for event in second.incidents()]
     assert all(isinstance(event, IncidentEvent) for event in first.incidents())
+
+
+def test_an_incident_of_a_replay_that_broke_off_is_closed_when_the_next_begins(story: Story) -> None:
+    story.aggregate.stream = "studio~replay"
+    story.tell("M" * 10 + "Raaaa")
+    assert [event.kind.value for event in story.incidents()] == ["opened", "closed"]

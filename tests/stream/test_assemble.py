@@ -9,12 +9,13 @@ import torch
 from detectors.backbones import FaceNetwork
 from detectors.reference import portrait
 from detectors.training.export import export_member
-from stream import assemble
-from stream.assemble import build_reader, data_folder, load_members, open_log
+from stream import networks
+from stream.assemble import build_reader, data_folder, open_log
 from stream.clock import FakeClock
 from stream.config import Config, Engines, Members
 from stream.errors import Code, UnmaskError
 from stream.log import TopicPartition, TopicSpec
+from stream.networks import load_members
 from stream.records import OutRecord
 from tests.detectors.test_members import CALIBRATION, TINY
 
@@ -36,17 +37,16 @@ def test_a_reader_with_two_members_reads_a_real_face(tmp_path: Path) -> None:
     picture = portrait()
     ((face,),) = parts.reader.read([(picture, picture)])
     assert set(face.logits) == {"one", "two"}
-    assert [member.name for member in parts.members] == ["one", "two"]
     assert [model.name for model in parts.provenance.models] == ["one", "two"]
-    assert parts.calibration == parts.members[0].calibration
+    assert parts.provenance.calibration == parts.calibration.kind
     assert (parts.reader.engine, parts.reader.precision) == ("eager", "fp32")
 
 
 def test_no_member_named_means_every_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path, "one")
-    monkeypatch.setattr(assemble, "list_members", lambda: (str(folder),))
+    monkeypatch.setattr(networks, "list_members", lambda: (str(folder),))
     assert [member.name for member in load_members(())] == ["one"]
-    monkeypatch.setattr(assemble, "list_members", lambda: ())
+    monkeypatch.setattr(networks, "list_members", lambda: ())
     with pytest.raises(UnmaskError, match="no member is shipped") as caught:
         load_members(())
     assert caught.value.code is Code.WEIGHTS

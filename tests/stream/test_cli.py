@@ -20,7 +20,23 @@ from stream.config_file import load
 from stream.console import Console
 from stream.errors import Code, UnmaskError
 
-COMMANDS = ("watch", "demo", "score", "evaluate", "coverage", "train", "config")
+COMMANDS = (
+    "watch",
+    "demo",
+    "score",
+    "evaluate",
+    "coverage",
+    "train",
+    "bench",
+    "plan",
+    "attach",
+    "detach",
+    "streams",
+    "ingest",
+    "detect",
+    "canary",
+    "config",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -180,6 +180,33 @@ def test_chunks_that_hold_no_keyframe_make_no_clip() -> None:
         cut_clip([], 0, 1)
 
 
+@pytest.mark.parametrize("lacks_part", [False, True])
+def test_around_what_is_damaged_the_side_of_the_peak_is_cut(tmp_path: Path, lacks_part: bool) -> None:
+    """Keyframes are 1 s apart, chunks half a second: of what follows the damage half a second is lost too."""
+    chunks = list(chunks_of("h264-ts"))
+    frames = media.decode_source(source("h264-ts"))
+    start, end = chunks[0][0].epoch_anchor_us, chunks[0][0].epoch_anchor_us + 3_000_000
+    bad = next(index for index, (meta, _) in enumerate(chunks) if index and meta.starts_on_keyframe)
+    meta, value = chunks[bad]
+    chunks[bad] = split_parts(meta, value, len(value) // 2)[0] if lacks_part else (meta, value[:-9])
+    assert meta.pts is not None
+    before = decoded(cut_clip(chunks, start, end, start), tmp_path)
+    assert [frame.md5 for frame in before] == [frame.md5 for frame in frames if frame.pts < meta.pts]
+    after = decoded(cut_clip(chunks, start, end, end), tmp_path)
+    key = next(key for key in keyframes("h264-ts") if key > meta.pts)
+    assert [frame.md5 for frame in after] == [frame.md5 for frame in frames if frame.pts >= key]
+
+
+def test_who_wants_all_gets_no_less() -> None:
+    chunks = list(chunks_of("h264-ts"))
+    meta, value = chunks[-1]
+    chunks[-1] = (meta, value[:-9])
+    start = meta.epoch_anchor_us
+    assert cut_clip(chunks, start, start + 3_000_000).first_us == start
+    with pytest.raises(UnmaskError, match="content_hash"):
+        cut_clip(chunks, start, start + 3_000_000, whole=True)
+
+
 def test_a_damaged_chunk_is_named() -> None:
     meta, value = chunks_of("h264-ts")[0]
     with pytest.raises(UnmaskError, match="s 0000000000000001/0/0") as caught:

@@ -14,6 +14,7 @@ from stream.errors import Code
 from stream.frames import SampledFrame
 from stream.records import ChunkMeta, Control
 from tests.stream.decoding import (
+    Chunk,
     applied,
     chunked,
     decoder,
@@ -38,6 +39,19 @@ KINDS = [
     ("vp8", ".mkv", False, 0),
     ("av1", ".mkv", False, 0),
 ]
+
+
+OPEN_GOPS = [
+    {"gop": 25, "bframes": 3},  # no picture leads the keyframe
+    {"gop": 25, "bframes": 5, "x264": ":b-pyramid=strict:ref=4"},
+    {"gop": 13, "bframes": 2, "x264": ":b-pyramid=none:ref=4:b-adapt=1"},
+    {"gop": 13, "bframes": 3, "x264": ":b-pyramid=strict:ref=6:weightp=2"},
+    {"gop": 25, "bframes": 8, "x264": ":b-pyramid=normal:ref=6:b-adapt=2"},
+    {"gop": 12, "bframes": 3, "x264": ":b-pyramid=normal:ref=2:slices=4"},
+    {"gop": 25, "bframes": 3, "x264": ":b-pyramid=normal:ref=4:tff=1"},
+    {"gop": 25, "bframes": 3, "suffix": ".ts"},
+]
+"""H.264 whose keyframes are recovery points, as broadcasters send it."""
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +232,112 @@ def test_parts_are_joined_and_a_lost_part_is_a_gap(clips: Any) -> None:
     assert {drop.reason for event in applied(events) for drop in event.dropped} == {"CORRUPT"}
     pictures = {frame.picture for frame in expected}
     assert {shown(frame).picture for frame in frames(events)} < pictures
+
+
+# --- starts at a recovery point ---
+
+
+def opened(clips: Any, options: dict[str, Any]) -> list[Chunk]:
+    return chunked(clips(**{"suffix": ".mp4", "seconds": 3.2, "open_gop": True} | options), 160)
+
+
+def keyframes(chunks: list[Chunk]) -> list[int]:
+    return [offset for offset, (meta, _) in enumerate(chunks) if meta.starts_on_keyframe]
+
+
+@pytest.mark.parametrize("options", OPEN_GOPS, ids=str)
+def test_joining_at_any_recovery_point_loses_nothing_after_it(clips: Any, options: dict[str, Any]) -> None:
+    chunks = opened(clips, options)
+    truth = frames(run(chunks))
+    assert len(truth) == 80
+    for offset in keyframes(chunks)[1:]:
+        into = decoder()
+        events = run(chunks[offset:], into)
+        key = key_pts(*chunks[offset])
+        assert [(f.pts, shown(f).picture) for f in frames(events)] == [
+            (f.pts, shown(f).picture) for f in truth if f.pts >= key
+        ]
+        assert (into.counts.errors, into.counts.hidden, into.counts.lenient) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("options", OPEN_GOPS, ids=str)
+def test_any_restart_point_in_open_gops_gives_the_same_frames(clips: Any, options: dict[str, Any]) -> None:
+    chunks = opened(clips, options)
+    whole = run(chunks)
+    for offset in range(len(chunks)):
+        resume, decode_from = resume_after(whole, offset)
+        place = next(n for n, event in enumerate(whole) if _ends(event, offset))
+        again = frames(run(chunks, decoder(resume), decode_from))
+        assert [shown(frame) for frame in again] == [shown(frame) for frame in frames(whole[place:])]
+
+
+@pytest.mark.parametrize("options", OPEN_GOPS, ids=str)
+def test_a_gap_in_open_gops_lasts_until_the_next_keyframe(clips: Any, options: dict[str, Any]) -> None:
+    chunks = opened(clips, options)
+    truth = frames(run(chunks))
+    lost = keyframes(chunks)[1] + 1
+    key = key_pts(*chunks[next(offset for offset in keyframes(chunks) if offset > lost)])
+    got = frames(run([*chunks[:lost], *chunks[lost + 1 :]]))
+    assert [(f.pts, shown(f).picture) for f in got] == [
+        (f.pts, shown(f).picture) for f in truth if f.offset < lost or f.pts >= key
+    ]
+
+
+@pytest.mark.parametrize("place", [1, 2, 4, 7, 20])
+@pytest.mark.parametrize(
+    "options", OPEN_GOPS[:-1], ids=str
+)  # of MPEG-TS none may be seen: no unit has a length
+def test_damage_behind_a_recovery_point_is_seen(clips: Any, options: dict[str, Any], place: int) -> None:
+    sound = opened(clips, options)
+    truth = pictures_by_pts(sound)
+    start = keyframes(sound)[1]
+    key = key_pts(*sound[start])
+    order = [packet.pts for meta, value in sound[1:-1] for packet in read_chunk(meta, value).video]
+    hit = order.index(key) + place
+
+    def cut_short(index: int, packet: Any) -> Any:
+        return with_bytes(packet, bytes(packet)[: packet.size // 2]) if index == hit else packet
+
+    path = clips(**{"suffix": ".mp4", "seconds": 3.2, "open_gop": True} | options)
+    into = decoder()
+    got = frames(run(chunked(path, 160, change=cut_short)[start:], into))
+    assert all(truth[frame.pts] == shown(frame).picture for frame in got)
+    assert into.counts.errors == 1 or order[hit] < key
+    assert got[-1].pts == max(truth)
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_an_intra_refresh_shows_nothing_until_it_is_complete(clips: Any, bframes: int) -> None:
+    chunks = chunked(
+        clips(suffix=".mp4", seconds=4.0, gop=25, bframes=bframes, x264=":intra-refresh=1:b-pyramid=none")
+    )
+    whole = run(chunks)
+    truth = {frame.pts: shown(frame).picture for frame in frames(whole)}
+    assert len(truth) == 100
+    for offset in keyframes(chunks)[1:3]:
+        into = decoder()
+        events = run(chunks[offset:], into)
+        got = {frame.pts: shown(frame).picture for frame in frames(events)}
+        assert got.items() <= truth.items()
+        assert key_pts(*chunks[offset]) < min(got) <= key_pts(*chunks[offset]) + 25 * 512
+        assert max(got) == max(truth)
+        missed = into.counts.waited + into.counts.corrupt
+        assert missed == sum(drop.frames or 0 for event in applied(events) for drop in event.dropped) > 0
+        assert len(got) + missed == sum(frame.offset >= offset for frame in frames(whole))
+
+
+def test_a_recovery_point_that_ffmpeg_cannot_recover_from_is_no_start(clips: Any) -> None:
+    """Frame numbers begin anew at every keyframe, so FFmpeg makes no stand-in for what was never decoded,
+    and leaves out refreshed columns with the rest of the slice."""
+    chunks = chunked(
+        clips(suffix=".mp4", seconds=4.8, gop=16, bframes=0, x264=":intra-refresh=1:b-pyramid=none")
+    )
+    truth = pictures_by_pts(chunks)
+    into = decoder()
+    got = frames(run(chunks[keyframes(chunks)[1] :], into))
+    assert all(truth[frame.pts] == shown(frame).picture for frame in got)
+    assert into.counts.lenient == 0
+    assert into.counts.errors > 3
 
 
 # --- damage ---

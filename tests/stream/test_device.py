@@ -35,23 +35,23 @@ def frame(pts: int, grey: int = 0) -> SampledFrame:
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
-    made = Device(Reader(), 4, SystemClock())
+def device() -> Iterator[Device[None]]:
+    made: Device[None] = Device(Reader(), 4, SystemClock())
     yield made
     made.stop(5)
 
 
-def results(device: Device, count: int) -> list[Result]:
+def results(device: Device[None], count: int) -> list[Result]:
     deadline, found = Deadline(10, SystemClock()), list[Result]()
     while len(found) < count and device.error is None and not deadline.passed():
-        found += device.take()
+        found += [result for _, result in device.take()]
         SystemClock().sleep(0.005)
     return found
 
 
-def test_a_picture_that_cannot_be_read_costs_only_itself(device: Device) -> None:
+def test_a_picture_that_cannot_be_read_costs_only_itself(device: Device[None]) -> None:
     for pts in range(8):
-        device.offer(frame(pts, BAD if pts == 2 else 0), late=False)
+        device.offer(frame(pts, BAD if pts == 2 else 0), False, None)
     device.start()
     found = results(device, 8)
     assert [type(result) for result in found] == [Skipped if pts == 2 else ScoredFrame for pts in range(8)]
@@ -59,18 +59,18 @@ def test_a_picture_that_cannot_be_read_costs_only_itself(device: Device) -> None
     assert device.error is None
 
 
-def test_a_reader_that_reads_nothing_is_an_error(device: Device) -> None:
+def test_a_reader_that_reads_nothing_is_an_error(device: Device[None]) -> None:
     for pts in range(MAX_UNREADABLE):
-        device.offer(frame(pts, BAD), late=False)
+        device.offer(frame(pts, BAD), False, None)
     device.start()
     results(device, MAX_UNREADABLE)
     assert isinstance(device.error, RuntimeError)
 
 
-def test_room_is_room_for_one_more(device: Device) -> None:
+def test_room_is_room_for_one_more(device: Device[None]) -> None:
     for pts in range(QUEUE_ITEMS):
         assert device.room()
-        device.offer(frame(pts), late=False)
+        device.offer(frame(pts), False, None)
     assert not device.room()
     device.start()
     assert len(results(device, QUEUE_ITEMS)) == QUEUE_ITEMS

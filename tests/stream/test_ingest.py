@@ -25,24 +25,16 @@ from stream.clock import Deadline, FakeClock, SystemClock
 from stream.config import Config, Ingest, LogSettings, Media
 from stream.controls import End, FeedPhase, Gap, Start, Tick, from_body, to_body
 from stream.errors import Code, UnmaskError
-from stream.ingest import (
-    AHEAD_RECORDS,
-    GIVE_UP_FILE_AFTER,
-    HEADER_ROOM,
-    MAX_HUNG,
-    Failure,
-    IngestSupervisor,
-    ReadAhead,
-    Shard,
-    ShardJob,
-    media_partition,
-)
+from stream.ingest import GIVE_UP_FILE_AFTER, IngestSupervisor
 from stream.intake import OUTBOX_BYTES, Intake, Last
-from stream.log import Log, TopicPartition, TopicSpec
+from stream.log import Log, TopicPartition
 from stream.records import Control, Kind, OutRecord, Record, decode_headers
+from stream.shard import AHEAD_RECORDS, HEADER_ROOM, MAX_HUNG, Failure, ReadAhead, Shard, ShardJob
 from stream.sources import Source, parse_source, parse_sources
 from stream.sqlite_log import SqliteLog
+from stream.topics import media_partition, topic_specs
 from tests.conftest import requires
+from tests.stream.live import live_feed, make_feed
 from tests.stream.media import demux, make_clip
 from tests.stream.servers import Publisher, RtmpServer, running, tcp_server
 
@@ -413,7 +405,7 @@ class House:
     def __init__(self, directory: Path) -> None:
         self.factory = functools.partial(SqliteLog, directory / "log", LogSettings(), SystemClock())
         self.log: Log = self.factory()
-        self.log.create_topics([TopicSpec("unmask.media", 2)])
+        self.log.create_topics(topic_specs(Config(media=Media(partitions=2))))
 
     def records(self, stream: str) -> list[Record]:
         partition = TopicPartition("unmask.media", media_partition(stream, 2))
@@ -423,6 +415,10 @@ class House:
     def controls(self, stream: str) -> list[Control]:
         metas = [decode_headers(record.key, record.headers) for record in self.records(stream)]
         return [meta.control for meta in metas if meta.control is not None]
+
+    def attachments(self, stream: str) -> list[str]:
+        metas = [decode_headers(record.key, record.headers) for record in self.records(stream)]
+        return list(dict.fromkeys(meta.attachment for meta in metas))
 
     def consume(self, stream: str) -> None:
         """Let the group `unmask-detect` read and commit all there is."""
@@ -600,6 +596,50 @@ def _program(directory: Path, source: str) -> str:
         f"made.start(parse_sources([{source!r}]))\n"
         "print(made.pids()[0], flush=True)\n"
     )
+
+
+def test_feeds_are_added_and_let_go_beside_others(
+    house: House, supervise: Callable[..., IngestSupervisor], tmp_path: Path
+) -> None:
+    path = make_feed(tmp_path)
+    with live_feed(path) as one, live_feed(path) as two, live_feed(path) as three:
+        supervisor = supervise([f"one={one.address}"])
+        until(supervisor, lambda: one.readers == 1)
+        (shard,) = supervisor.pids()
+        supervisor.add(parse_sources([f"two={two.address}", f"three={three.address}"]))
+        until(supervisor, lambda: (two.readers, three.readers) == (1, 1))
+        # Shards of two here.
+        assert len(supervisor.pids()) == 2
+        assert shard in supervisor.pids()
+        until(supervisor, lambda: len(house.records("two")) > 3)
+        supervisor.remove(["two"], end=True)
+        until(supervisor, lambda: two.readers == 0)
+        assert house.controls("two")[-1] is Control.END
+        supervisor.hand_over(["three"], Deadline(5.0, SystemClock()))
+        assert "three" not in supervisor.statuses()
+        assert Control.END not in house.controls("three")
+        until(supervisor, lambda: three.readers == 0)
+        # What comes again comes behind what was, also when another place of its shard was given up.
+        supervisor.add(parse_sources([f"three={three.address}"]), {"three": Last("00ffffffffffffff", 0)})
+        until(supervisor, lambda: three.connections == 2 and len(house.attachments("three")) == 2)
+        assert house.attachments("three")[-1] == "0100000000000000"
+        supervisor.remove(["one", "three"], end=True)
+        until(supervisor, supervisor.finished)
+        assert (one.connections, one.most_readers) == (1, 1)
+        assert supervisor.restarts == 0
+
+
+def test_a_feed_that_is_to_end_ends_although_its_shard_died(
+    house: House, supervise: Callable[..., IngestSupervisor], tmp_path: Path
+) -> None:
+    with live_feed(make_feed(tmp_path)) as feed:
+        supervisor = supervise([f"one={feed.address}"])
+        until(supervisor, lambda: len(house.records("one")) > 3)
+        (shard,) = supervisor.pids()
+        os.kill(shard, signal.SIGKILL)
+        supervisor.remove(["one"], end=True)
+        until(supervisor, supervisor.finished)
+        assert house.controls("one")[-1] is Control.END
 
 
 def test_a_frozen_shard_is_replaced(

@@ -15,7 +15,9 @@ from stream.clock import SystemClock
 from stream.config import Kafka
 from stream.errors import Code, UnmaskError
 from stream.kafka_log import KafkaLog
+from stream.kafka_producer import IN_FLIGHT_BYTES
 from stream.log import Cleanup, Consumer, Log, LogFactory, TopicPartition, TopicSpec
+from stream.records import Record
 from tests.conftest import requires
 from tests.stream.kafka_broker import Broker
 from tests.stream.log_contract import (
@@ -28,6 +30,7 @@ from tests.stream.log_contract import (
     number,
     numbers,
     poll_some,
+    poll_until,
     record,
     write,
 )
@@ -134,6 +137,29 @@ def test_too_large_is_refused_and_the_producer_goes_on(log: KafkaLog, topic: str
         producer.flush(PATIENCE_S)
         assert producer.dropped == 0
     assert [len(got.value or b"") for got in everything(log, topic)] == [MESSAGE_BYTES, 5]
+
+
+def test_a_broker_that_was_away_when_we_came_is_found(log: KafkaLog, topic: str) -> None:
+    write(log, record(topic, number(0), partition=1))
+    # As kafka-python knows a cluster that it asked while the leader was down: by another broker alone.
+    cluster = log._admin._manager.cluster
+    cluster._brokers = {99: next(iter(cluster._brokers.values()))}
+    assert log.begin_offset(TopicPartition(topic, 1)) == 0
+    assert len(list(log.read(TopicPartition(topic, 1), 0))) == 1
+
+
+def test_what_is_paused_while_another_is_read_to_its_end_goes_on(log: KafkaLog, topic: str) -> None:
+    write(log, *(record(topic, number(value), partition=value % 2) for value in range(200)))
+    with member(log, topic, topic) as (consumer, _):
+        got: list[Record] = []
+        while not got:
+            got += consumer.poll(1, PATIENCE_S)
+        first = TopicPartition(topic, got[0].partition)
+        consumer.pause([first])
+        got += poll_some(consumer, 100)
+        consumer.resume([first])
+        got += poll_some(consumer, 200 - len(got))
+    assert sorted(numbers(got)) == list(range(200))
 
 
 def test_uncommitted_is_not_read(log: KafkaLog, topic: str, servers: str) -> None:
@@ -270,34 +296,112 @@ def test_second_process_with_the_same_static_name_ousts_the_first(servers: str, 
 # The broker goes and comes back
 
 
-def test_broker_restarts_under_a_producer_and_a_member(tmp_path: Path) -> None:
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Broker]:
+    """A broker that a test may kill."""
     requires("java", "mvn")
     broker = Broker(tmp_path / "kafka", tmp_path)
-    log = KafkaLog(settings(broker.servers), MESSAGE_BYTES, SystemClock())
-    try:
-        log.create_topics([TopicSpec("media", 1), TopicSpec("out", 1)])
-        producer = log.producer("ingest")
-        with member(log, "detect", "media") as (consumer, heard):
-            producer.send(record("media", number(0)))
-            got = poll_some(consumer, 1)
-            consumer.commit([record("out", number(0))], {TopicPartition("media", 0): got[0].offset + 1})
-            broker.stop()
-            assert not broker.running()
-            producer.send(record("media", number(1)))
-            with pytest.raises(UnmaskError, match="1 records not durable"):
-                producer.flush(0.5)
-            assert list(consumer.poll(10, 0.5)) == []
-            broker.start()
-            producer.flush(PATIENCE_S)
-            producer.send(record("media", number(2)))
-            got = poll_some(consumer, 2)
-            assert numbers(got) == [1, 2]
-            outputs = [record("out", got.value) for got in got]
-            consumer.commit(outputs, {TopicPartition("media", 0): got[-1].offset + 1})
-            assert heard.names == ["assigned"]
-        producer.close(PATIENCE_S)
-        assert numbers(everything(log, "out")) == [0, 1, 2]
-        assert producer.dropped == 0
-    finally:
-        log.close()
-        broker.stop()
+    yield broker
+    broker.stop()
+
+
+def test_broker_restarts_under_a_producer_and_a_member(own: Broker) -> None:
+    log = KafkaLog(settings(own.servers), MESSAGE_BYTES, SystemClock())
+    log.create_topics([TopicSpec("media", 1), TopicSpec("out", 1)])
+    producer = log.producer("ingest")
+    with member(log, "detect", "media") as (consumer, heard):
+        producer.send(record("media", number(0)))
+        got = poll_some(consumer, 1)
+        consumer.commit([record("out", number(0))], {TopicPartition("media", 0): got[0].offset + 1})
+        own.stop()
+        assert not own.running()
+        producer.send(record("media", number(1)))
+        with pytest.raises(UnmaskError, match="1 records not durable") as caught:
+            producer.flush(0.5)
+        assert caught.value.code is Code.LOG_AWAY
+        own.start()
+        producer.flush(PATIENCE_S)
+        producer.send(record("media", number(2)))
+        got = answered(consumer, 2)
+        assert numbers(got) == [1, 2]
+        outputs = [record("out", got.value) for got in got]
+        consumer.commit(outputs, {TopicPartition("media", 0): got[-1].offset + 1})
+        assert heard.names == ["assigned"]
+    producer.close(PATIENCE_S)
+    assert numbers(everything(log, "out")) == [0, 1, 2]
+    assert producer.dropped == 0
+    log.close()
+
+
+def test_while_the_broker_is_away_that_is_what_is_told_and_nothing_is_lost(own: Broker) -> None:
+    log = KafkaLog(settings(own.servers), MESSAGE_BYTES, SystemClock())
+    log.create_topics([TopicSpec("media", 1), TopicSpec("out", 1)])
+    producer = log.producer("ingest", insistent=True)
+    with member(log, "detect", "media") as (consumer, heard):
+        producer.send(record("media", number(0)))
+        got = poll_some(consumer, 1)
+        outputs = [record("out", number(0))]
+        positions = {TopicPartition("media", 0): got[0].offset + 1}
+        own.kill(1)
+        taken = 1
+        while producer.offer(record("media", number(taken) + bytes(MESSAGE_BYTES))):
+            taken += 1
+        assert IN_FLIGHT_BYTES - 2 * MESSAGE_BYTES < (taken - 1) * MESSAGE_BYTES <= IN_FLIGHT_BYTES
+        with pytest.raises(UnmaskError) as caught:
+            consumer.commit(outputs, positions)
+        assert caught.value.code is Code.LOG_AWAY
+        with pytest.raises(UnmaskError) as caught:
+            poll_some(consumer, 1)
+        assert caught.value.code is Code.LOG_AWAY
+        with pytest.raises(UnmaskError) as caught:
+            log.end_offset(TopicPartition("out", 0))
+        assert caught.value.code is Code.LOG_AWAY
+        end = time.monotonic() + PATIENCE_S
+        while not producer.away and time.monotonic() < end:
+            time.sleep(0.1)
+        assert (producer.away, producer.unfinished()) == (True, taken - 1)
+        assert consumer.assignment() == {TopicPartition("media", 0)}
+        own.start_again(1)
+        producer.flush(PATIENCE_S)
+        assert (producer.away, producer.unfinished(), producer.dropped) == (False, 0, 0)
+        written = [number_of(got) for got in everything(log, "media")]
+        assert sorted(set(written)) == list(range(taken))
+        answered(consumer, taken - 1)
+        consumer.commit(outputs, positions)
+        assert heard.names == ["assigned"]
+        assert consumer.committed(TopicPartition("media", 0)) == positions[TopicPartition("media", 0)]
+    assert numbers(everything(log, "out")) == [0]
+    producer.close(PATIENCE_S)
+    log.close()
+
+
+def answered(consumer: Consumer, count: int) -> list[Record]:
+    """Poll until `count` records have come, whatever the cluster does in between."""
+    found: list[Record] = []
+    end = time.monotonic() + PATIENCE_S
+    while len(found) < count:
+        assert time.monotonic() < end, f"waited {PATIENCE_S} s, got {len(found)} records"
+        try:
+            found += consumer.poll(100, 0.2)
+        except UnmaskError as error:
+            if error.code is not Code.LOG_AWAY:
+                raise
+    return found
+
+
+def number_of(got: Record) -> int:
+    return int.from_bytes((got.value or b"")[:8], "big")
+
+
+def test_members_that_stay_are_not_disturbed(log: KafkaLog, topic: str) -> None:
+    with member(log, topic, topic) as (first, heard):
+        poll_until(first, lambda _: len(first.assignment()) == 4)
+        with member(log, topic, topic) as (second, _):
+            end = time.monotonic() + PATIENCE_S
+            while len(second.assignment()) < 2 and time.monotonic() < end:
+                first.poll(1, 0.02)
+                second.poll(1, 0.02)
+            kept = first.assignment()
+            assert len(kept) == 2
+            assert [(name, len(moved)) for name, moved in heard.events] == [("assigned", 4), ("revoked", 2)]
+            assert kept.isdisjoint(heard.events[1][1])

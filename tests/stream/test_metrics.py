@@ -8,9 +8,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.errors import UnmaskError
+from stream.marker import write_clip
 from stream.metrics import Metrics
 from tests.stream.detecting import Detect, chunked
-from tests.stream.marker import write_clip
 
 
 def read(metrics: Metrics) -> dict[str, float]:
@@ -53,5 +53,5 @@ def test_what_a_worker_did_is_counted(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UnmaskError, match=f"worker.metrics_port is {port}"):
+        with pytest.raises(UnmaskError, match=f"port for metrics is {port}"):
             Metrics().serve(port)

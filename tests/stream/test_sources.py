@@ -153,3 +153,11 @@ def test_a_sources_own_secrets_are_found_where_they_stand_alone() -> None:
     assert text == "login *** failed, key ***, ***, cam.example"
     push = one("rtmp://0.0.0.0/live/k3y-of-studio?listen")
     assert "k3y-of-studio" not in push.redacted("publish k3y-of-studio refused")
+
+
+def test_a_pushed_stream_has_no_address() -> None:
+    [source] = parse_sources(["studio=push:"])
+    entry = source.entry()
+    assert (source.scheme, source.kind, "url" in entry) == (Scheme.PUSH, Kind.LIVE, False)
+    assert from_entry(entry, {}) == source
+    assert from_entry({"id": "studio", "scheme": "push", "kind": "live"}, {}) == source

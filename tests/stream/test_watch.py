@@ -1,6 +1,7 @@
 """`unmask watch` as a process: files to their end, live feeds to Ctrl-C, and killed at the worst moment."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -18,16 +19,18 @@ import psutil
 import pytest
 
 import stream
+from stream import attachments
 from stream.clock import SystemClock
 from stream.config import Config
 from stream.errors import UnmaskError
+from stream.marker import write_clip
 from stream.records import Topic
 from stream.sqlite_log import SqliteLog
 from stream.topics import topic_name
 from stream.watch import Session, everything, structured
 from tests.conftest import requires
 from tests.stream.detecting import kinds
-from tests.stream.marker import write_clip
+from tests.stream.live import live_feed, make_feed
 from tests.stream.servers import Publisher, RtmpServer, running
 
 SCHEMA = json.loads((Path(stream.__file__).parent / "alert.schema.json").read_text())
@@ -46,10 +49,11 @@ class Watch:
         self.folder = folder
         self._out = folder / "out.jsonl"
         self._err = folder / "err.log"
-        arguments = ["watch", *sources, "--json", "--set", f"data_dir={folder / 'data'}"]
+        settings = [f"data_dir={folder / 'data'}", 'members.names=["marker"]']
+        arguments = ["watch", *sources, "--json", *(part for text in settings for part in ("--set", text))]
         with self._out.open("ab") as out, self._err.open("ab") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.stream.marked", *arguments],
+                [Path(sys.executable).with_name("unmask"), *arguments],
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
@@ -183,6 +187,21 @@ def test_killed_and_started_again_the_incident_is_the_same(tmp_path: Path, red: 
     assert len({event["id"].rpartition(".")[0] for event in story}) == 1
 
 
+def test_a_running_watch_follows_attach_and_detach(tmp_path: Path, planted: Path) -> None:
+    settings = Config(data_dir=str(tmp_path / "data"))
+    feed_file = make_feed(tmp_path)
+    with live_feed(feed_file) as feed, watching(tmp_path, f"first={feed.address}") as watch:
+        watch.until(lambda w: feed.readers == 1)
+        attachments.attach(settings, str(planted), "second", None, [], io.StringIO())
+        watch.until(lambda w: "incident.closed" in kinds(w.events()))
+        assert feed.connections == 1
+        attachments.detach(settings, "first", io.StringIO())
+        # Only files are left, and they are over.
+        assert watch.wait() == 0, watch.errors()
+    opened = [event["subject"] for event in alerts(tmp_path) if event["type"].endswith("opened.v1")]
+    assert opened == ["second"]
+
+
 def test_a_second_watch_on_the_same_folder_says_who_is_there(tmp_path: Path, red: Path) -> None:
     requires("nginx-rtmp", "ffmpeg")
     server = RtmpServer(tmp_path / "server")
@@ -232,7 +251,9 @@ def test_no_secret_of_a_source_is_ever_printed(tmp_path: Path) -> None:
 def test_a_detect_that_hangs_ends_the_watch() -> None:
     session = Session.__new__(Session)
     session._config = Config()
-    session._worker = SimpleNamespace(error=None, healthy=lambda: False)  # type: ignore[assignment]
+    worker = SimpleNamespace(error=None, healthy=lambda: False)
+    worker.fail = lambda error: setattr(worker, "error", error)
+    session._worker = worker  # type: ignore[assignment]
     assert session._over()
     with pytest.raises(UnmaskError, match="detect has done nothing"):
         session._outcome()

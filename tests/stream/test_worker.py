@@ -3,9 +3,10 @@
 import json
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,11 @@ from stream.config import Incidents, LogSettings, Media
 from stream.config import Worker as Settings
 from stream.errors import Code, UnmaskError
 from stream.log import Consumer, Listener, TopicPartition
-from stream.records import Kind, Record, Topic
-from stream.states import read_states
-from tests.stream.detecting import Detect, Faulty, chunked, fencing, kinds
-from tests.stream.marker import write_clip
+from stream.marker import write_clip
+from stream.records import Kind, OutRecord, Record, Topic
+from stream.states import POSITION_KEY, read_states
+from stream.worker import Worker
+from tests.stream.detecting import Away, Detect, Faulty, chunked, fencing, kinds, unknown
 
 START_US = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -199,7 +201,7 @@ def test_a_worker_that_cannot_join_says_so(tmp_path: Path) -> None:
 def test_what_was_written_before_the_drain_is_read_before_the_end(tmp_path: Path, calm: Path) -> None:
     made = detect(tmp_path, ("a", calm))
     worker = made.worker()
-    worker.drain(Deadline(30, made.clock))
+    worker.drain(Deadline(30, made.clock), close_incidents=True)
     worker.run()
     assert made.all_applied()
     assert len(made.frames("a")) == 20
@@ -235,18 +237,18 @@ def test_a_feed_whose_records_stop_is_unwatched_and_not_up(tmp_path: Path, calm:
     made = Detect(tmp_path, incidents=Incidents(orphan_s=0.5))
     made.list_source("a")
     made.write([(replace(meta, kind=Kind.LIVE), value) for meta, value in chunked(calm, "a", START_US)[:4]])
-    made.run(until=lambda d: "feed.unwatched" in kinds(d.alerts()))
+    made.run(until=lambda d: "feed.unwatched" in kinds(d.alerts()) and up(d, "a") == 0)
     assert kinds(made.alerts()) == ["feed.up", "feed.unwatched"]
-    assert up(made, "a") == 0
+    assert up(made, "a") is None  # another worker's to say
 
 
 def test_a_listed_feed_of_which_no_record_ever_comes_is_unwatched(tmp_path: Path) -> None:
     made = Detect(tmp_path, incidents=Incidents(orphan_s=0.5))
     made.list_source("a")
-    made.run(until=lambda d: bool(d.alerts()))
+    made.run(until=lambda d: bool(d.alerts()) and up(d, "a") == 0)
     assert kinds(made.alerts()) == ["feed.unwatched"]
-    assert up(made, "a") == 0
-    assert made.values(Topic.STATE) == []
+    assert up(made, "a") is None
+    assert states(made) == set()
 
 
 def test_records_that_cannot_be_read_do_not_count_as_watching(tmp_path: Path, calm: Path) -> None:
@@ -317,3 +319,162 @@ class Revoking:
 
         consumer.poll = polled  # type: ignore[method-assign]
         return consumer
+
+
+def test_a_log_that_is_away_is_borne_for_longer_than_any_stage_may_hang(
+    tmp_path: Path, planted: Path
+) -> None:
+    whole = detect(tmp_path / "whole", ("a", planted))
+    whole.run()
+    made = Detect(tmp_path / "away", worker=Settings(stall_s=2.0), log=LogSettings(commit_ms=20))
+    made.list_source("a")
+    made.write(chunked(planted, "a", START_US))
+    log = Away(made.log)
+    worker = made.worker(log)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    for _ in range(2):
+        made.clock.sleep(0.3)
+        log.away = True
+        made.clock.sleep(3.0)
+        assert worker.healthy()
+        assert not worker.ready()
+        log.away = False
+    while kinds(made.alerts())[-1:] != ["incident.closed"] and worker.error is None:
+        made.clock.sleep(0.05)
+    finish(made, worker, thread)
+    assert made.frames("a") == whole.frames("a")
+    # A clip that had to wait comes later, and says what was known by then.
+    assert [alert["id"] for alert in made.alerts()] == [alert["id"] for alert in whole.alerts()]
+    assert kinds(made.alerts()) == kinds(whole.alerts())
+    assert (made.metrics.registry.get_sample_value("unmask_log_away_total") or 0) > 3
+
+
+def finish(made: Detect, worker: Worker, thread: threading.Thread) -> None:
+    deadline = Deadline(30, made.clock)
+    while not made.all_applied() and not deadline.passed() and worker.error is None:
+        made.clock.sleep(0.02)
+    worker.drain(Deadline(5, made.clock))
+    thread.join(10)
+    assert worker.error is None
+    assert made.all_applied()
+
+
+def test_what_is_not_heard_while_the_log_is_away_is_no_silence(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path, incidents=Incidents(orphan_s=1.5), log=LogSettings(commit_ms=20))
+    made.list_source("a")
+    made.list_source("never")
+    chunks = [(replace(meta, kind=Kind.LIVE), value) for meta, value in chunked(calm, "a", START_US)]
+    made.write(chunks[:4])
+    log = Away(made.log)
+    worker = made.worker(log)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    made.clock.sleep(0.5)
+    log.away = True
+    made.clock.sleep(2.0)
+    log.away = False
+    deadline = Deadline(20, made.clock)
+    while not worker.ready():
+        assert not deadline.passed()
+        made.clock.sleep(0.02)
+    assert "feed.unwatched" not in kinds(made.alerts())
+    while kinds(made.alerts()).count("feed.unwatched") < 2:
+        assert not deadline.passed()
+        made.clock.sleep(0.02)
+    finish(made, worker, thread)
+
+
+def test_a_new_stream_is_no_stranger_because_the_list_cannot_be_read(tmp_path: Path, calm: Path) -> None:
+    made = Detect(tmp_path)
+    log = Away(made.log)
+    worker = made.worker(log)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    worker.assigned_once.wait(10)
+    read, fails = log._log.read, [True] * 3
+
+    def failing(partition: TopicPartition, *args: int) -> Iterator[Record]:
+        if partition.topic.endswith("sources") and fails:
+            fails.pop()
+            raise UnmaskError(Code.LOG_AWAY, "no answer in 20 s")
+        return read(partition, *args)
+
+    log._log.read = failing  # type: ignore[method-assign]
+    made.list_source("a")
+    made.write(chunked(calm, "a", START_US))
+    finish(made, worker, thread)
+    assert not fails
+    assert made.dead() == []
+    assert len(made.frames("a")) == 20
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_letters_and_clips_wait_for_a_log_that_is_away(tmp_path: Path, planted: Path, damaged: bool) -> None:
+    made = Detect(tmp_path, log=LogSettings(commit_ms=20))
+    made.list_source("a")
+    chunks = chunked(planted, "a", START_US)
+    if damaged:
+        meta, value = chunks[5]
+        chunks[5] = (meta, b"\0" * len(value))
+    made.write(chunks)
+    fails = [True] * 3
+
+    class Shy(Away):
+        def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
+            def guarded(*args: Any) -> Any:
+                if call.__name__ == "read" and args[0].topic.endswith("media") and fails:
+                    fails.pop()
+                    raise UnmaskError(Code.LOG_AWAY, "no answer in 20 s")
+                return call(*args)
+
+            return guarded
+
+    made.run(log=Shy(made.log), until=lambda d: d.all_applied() and not fails and (damaged or clips(d)))
+    assert [record.headers["sequence"] for record in made.dead()][-1:] == ([b"5"] if damaged else [])
+    assert kinds(made.alerts()).count("incident.opened") == 1
+
+
+def clips(made: Detect) -> bool:
+    return any(item["kind"] == "clip" for alert in made.alerts() for item in alert["data"]["evidence"])
+
+
+def test_a_commit_of_unknown_outcome_is_neither_doubled_nor_lost(tmp_path: Path, planted: Path) -> None:
+    whole = detect(tmp_path / "whole", ("a", planted))
+    whole.run()
+    made = detect(tmp_path / "mute", ("a", planted), commit_ms=20)
+    made.run(log=unknown(made.log, range(1, 12, 2)))
+    assert made.frames("a") == whole.frames("a")
+    assert [told(alert) for alert in made.alerts()] == [told(alert) for alert in whole.alerts()]
+
+
+def test_states_written_at_another_position_are_refused_by_name(
+    tmp_path: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.states.AGREE_S", 0.2)
+    made = detect(tmp_path, ("a", calm))
+    made.run()
+    state = made.topic(Topic.STATE)
+    made._send([OutRecord(state, POSITION_KEY, b"3", {"schema": b"1"}, 0, partition=0)])
+    worker = made.worker()
+    with pytest.raises(UnmaskError, match=r"partition 0 is \d+ and its states were written at 3") as caught:
+        worker.run()
+    assert caught.value.code is Code.LOG_POSITION
+    assert made.metrics.registry.get_sample_value("unmask_position_errors_total") == 1
+
+
+def test_what_others_keep_beside_the_states_is_passed_over(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("a", calm))
+    made._send([OutRecord(made.topic(Topic.STATE), "#ingest:a", b"not ours", {}, 0, partition=0)])
+    made.run()
+    assert len(made.frames("a")) == 20
+    assert states(made) == {"a"}
+
+
+def test_a_stream_is_looked_at_as_often_as_its_entry_asks(tmp_path: Path, calm: Path) -> None:
+    made = detect(tmp_path, ("often", calm), ("odd", calm))
+    made.list_source("often", fps=5)
+    made.list_source("odd", fps="many")
+    made.run()
+    assert len(made.frames("often")) == 50
+    assert len(made.frames("odd")) == 20
