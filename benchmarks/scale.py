@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stream.config import Config
 from stream.plan import Asked, Plan, Prices, broker_measured, plan
 from stream.profile import Figure, Profile, read
-from stream.topics import SOURCES_PARTITIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scale.md"
@@ -92,10 +91,7 @@ def _rows(plans: list[Plan]) -> Iterator[tuple[str, list[str]]]:
     yield "per stream-hour", [f"{made.cost['per_stream_hour']:.4f}" for made in plans]
     yield "**in each region**", ["" for _ in plans]
     yield "ingest machines / shards", [f"{r.ingest_machines} / {r.ingest_shards}" for r in regions]
-    yield (
-        f"of {SOURCES_PARTITIONS} partitions of `sources` used",
-        [str(r.ingest_machines - 1) for r in regions],
-    )
+    yield "partitions of `sources`", [str(r.source_partitions) for r in regions]
     yield "detect machines / workers", [f"{r.detect_machines} / {r.workers}" for r in regions]
     yield "streams a worker can do", [str(r.streams_per_worker) for r in regions]
     yield "partitions of `media`", [f"{r.partitions:,}" for r in regions]

@@ -151,6 +151,11 @@ class Ingest(Section):
     shard_size: Count = setting(
         8, "feeds", "Feeds in one process: few enough that a crash of one costs few others a reattach."
     )
+    partitions: Count = setting(
+        8,
+        "partitions",
+        "Bounds how many ingest processes can share the feeds; fixed once the topic sources exists.",
+    )
     silence_s: Seconds = setting(
         10.0, "s", "No video for this long and the feed is down: an event, and a new attempt."
     )

@@ -205,6 +205,8 @@ class KafkaTopics:
             wanted["segment.ms"] = round(COMPACT_SEGMENT_S * 1000)
             wanted["min.cleanable.dirty.ratio"] = COMPACT_DIRTY_SHARE
         elif spec.retention_s is not None:
+            # Counted from arrival, as in the embedded log: a writer with a wrong clock loses nothing by it.
+            wanted["message.timestamp.type"] = "LogAppendTime"
             seconds = _clamp(spec.retention_s / SEGMENT_SHARE, SEGMENT_S_MIN, SEGMENT_S_MAX)
             wanted["segment.ms"] = round(seconds * 1000)
         return {name: str(value) for name, value in wanted.items()}

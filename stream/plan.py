@@ -13,7 +13,6 @@ from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.profile import Name, Of, Profile, Step, log_figure, shipped
 from stream.profile import read as read_profile
-from stream.topics import SOURCES_PARTITIONS
 
 UTILISATION = 0.7
 """Share of a machine that is used on average: the rest is for chance, closer looks and takeovers."""
@@ -48,9 +47,9 @@ COMPRESSED = 0.4
 SOURCE_BYTES = 400
 """An entry of `sources`."""
 
-LINGER_S = 0.03
+LINGER_S = 0.1
 """How long a writer of ingest collects for one transaction (`stream.kafka_producer`)."""
-COMPACT_S = 600.0
+COMPACT_S = 60.0
 """Of `state` this much is not compacted yet (`stream.kafka_topics`), and is read at a takeover."""
 DETECT_CORES, INGEST_CORES, SHARD_CORES = 0.065, 0.05, 0.02
 """What a detect worker, an ingest process and each of its shards take of a core over Kafka, idle: measured at
@@ -120,6 +119,7 @@ class Region:
     """As many as a worker can do while its neighbours on the machine leave it cores."""
     gpus: int
     partitions: int
+    source_partitions: int
     brokers: int
     brokers_for: str
     transactions_per_s: float
@@ -369,14 +369,15 @@ def detect_members(streams: int, most: float, workers: int, worker_most: float) 
     return fewest(start, lambda count: crowded(streams, capacity, 1 / (workers * count)) <= CROWDED)
 
 
-def ingest_members(streams: int, most: float) -> int:
-    """Return the same for ingest, whose members share the few partitions of `sources`."""
-    for count in range(1, SOURCES_PARTITIONS + 1):
-        share = math.ceil(SOURCES_PARTITIONS / count) / SOURCES_PARTITIONS
-        enough = streams * share <= UTILISATION * most
-        if enough and crowded(streams, math.floor(most), share) <= CROWDED:
-            return count
-    return max(SOURCES_PARTITIONS, members(streams, most))
+def ingest_members(streams: int, most: float, partitions: int) -> tuple[int, int]:
+    """Return the same for ingest, whose members share the partitions of `sources`, and those it needs."""
+    while True:
+        for count in range(1, partitions + 1):
+            share = math.ceil(partitions / count) / partitions
+            enough = streams * share <= UTILISATION * most
+            if enough and crowded(streams, math.floor(most), share) <= CROWDED:
+                return count, partitions
+        partitions *= 2
 
 
 def crowded(streams: int, capacity: int, share: float) -> float:
@@ -423,12 +424,13 @@ class _Sizing:
         config, stream, streams = self._config, self._stream, self._streams
         each = workers_per_machine(self._asked, self._profile)
         worker_most = self._worker_most()
-        ingest = SPARES + ingest_members(streams, self._per_ingest())
+        attaching, sources = ingest_members(streams, self._per_ingest(), config.ingest.partitions)
+        ingest = SPARES + attaching
         machines = SPARES + detect_members(streams, self._machine_most(each), each, worker_most)
         workers = machines * each
         shards = math.ceil(streams / config.ingest.shard_size)
         partitions = max(LEAST_PARTITIONS, PARTITIONS_PER_WORKER * workers)
-        copies = self._copies * (TOPICS_LIKE_MEDIA * partitions + SOURCES_PARTITIONS)
+        copies = self._copies * (TOPICS_LIKE_MEDIA * partitions + sources)
         records = config.ingest.shard_size * (stream.chunks + 1 / config.ingest.tick_s)
         written, committed = shards * shard_transactions(records), workers * self._commits
         cores = self._transaction_cores(written, committed)
@@ -442,6 +444,7 @@ class _Sizing:
             streams_per_worker=math.floor(worker_most),
             gpus=workers if stream.gpus else 0,
             partitions=partitions,
+            source_partitions=sources,
             brokers=brokers,
             brokers_for=reason,
             transactions_per_s=written + committed,

@@ -16,7 +16,6 @@ from stream.plan import (
     GROUP_MEMBERS,
     PARTITIONS_PER_BROKER,
     PARTITIONS_PER_WORKER,
-    SPARES,
     STATE_BYTES,
     UTILISATION,
     Asked,
@@ -27,7 +26,6 @@ from stream.plan import (
     workers_per_machine,
 )
 from stream.profile import Profile
-from stream.topics import SOURCES_PARTITIONS
 
 OK = 0
 
@@ -121,6 +119,9 @@ def _settings(made: Plan, config: Config) -> Iterator[str]:
     region, media, log = made.region, config.media, config.log
     if region.partitions != media.partitions:
         yield f"media.partitions={region.partitions}, before `unmask topics create`; now {media.partitions}"
+    if region.source_partitions != config.ingest.partitions:
+        now = config.ingest.partitions
+        yield f"ingest.partitions={region.source_partitions}, before `unmask topics create`; now {now}"
     rate = region.streams * made.stream.media_bytes
     wanted = math.ceil(rate * media.retention_s)
     if wanted > media.retention_bytes:
@@ -140,12 +141,6 @@ def _settings(made: Plan, config: Config) -> Iterator[str]:
 def _limits(made: Plan) -> Iterator[str]:
     """Yield what is beyond its limit, then how near the others are."""
     region = made.region
-    needed = region.ingest_machines - SPARES
-    if needed > SOURCES_PARTITIONS:
-        yield (
-            f"BEYOND: {needed} machines of ingest would share the {SOURCES_PARTITIONS} partitions of "
-            "`sources`, and some idle; more --regions or more --cores"
-        )
     if region.workers > GROUP_MEMBERS:
         yield (
             f"BEYOND: {region.workers} members in one consumer group; this plan trusts it up to "

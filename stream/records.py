@@ -45,7 +45,8 @@ class Topic(StrEnum):
 class Record:
     """One record as read from a topic.
 
-    `timestamp_us` is UTC microseconds, given by the writer; `value` None is a tombstone.
+    `timestamp_us` is UTC microseconds, given by the writer, or of arrival in a topic of Kafka's that is kept
+    for a time; `value` None is a tombstone.
     """
 
     topic: str

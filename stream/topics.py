@@ -9,9 +9,6 @@ from stream.records import Topic
 CANARY_RETENTION_S, CANARY_RETENTION_BYTES = 3600.0, 16 * 1024 * 1024
 """Who sent a canary reads the answer within seconds; the rest is for people who ask what happened."""
 
-SOURCES_PARTITIONS = 8
-"""Ingest members share feeds by these; fixed at creation like those of `media`."""
-
 
 def topic_name(config: Config, topic: Topic) -> str:
     """Return the topic's name below the configured prefix."""
@@ -48,7 +45,7 @@ def topic_specs(config: Config) -> list[TopicSpec]:
             media.retention_bytes,
         ),
         TopicSpec(topic_name(config, Topic.STATE), media.partitions, Cleanup.COMPACT),
-        TopicSpec(topic_name(config, Topic.SOURCES), SOURCES_PARTITIONS, Cleanup.COMPACT),
+        TopicSpec(topic_name(config, Topic.SOURCES), config.ingest.partitions, Cleanup.COMPACT),
         kept(Topic.SCORES),
         kept(Topic.ALERTS),
         kept(Topic.DEADLETTER),

@@ -172,7 +172,7 @@ class Worker:
         self._vigil = Vigil(self._log, self._positions, config.incidents.orphan_s, clock, metrics)
         self._refused_since: float | None = None
         """Since when the log has taken no commit."""
-        self._last_commit = self._maintained = self._swept = self._shown = 0.0
+        self._polled_at = self._last_commit = self._maintained = self._swept = self._shown = 0.0
         self._drain = threading.Event()
         self._deadline: Deadline | None = None
         self._clips_until: Deadline | None = None
@@ -259,13 +259,21 @@ class Worker:
         self._pulse.beat()
         self._check_device()
         busy = self._decoded() | self._scored() | self._clipped()
-        self._poll(0.0 if busy else IDLE_WAIT_S)
+        self._poll_if_due(busy)
         self._submit()
         self._ask_clips()
         self._check_heard()
         self._commit_if_due()
         self._keep_house()
         self._show()
+
+    def _poll_if_due(self, busy: bool) -> None:
+        """Poll, but no more often than an idle worker: it costs as much as applying a frame."""
+        now = self._clock.monotonic()
+        if busy and self.state is State.RUNNING and now - self._polled_at < IDLE_WAIT_S:
+            return
+        self._polled_at = now
+        self._poll(0.0 if busy else IDLE_WAIT_S)
 
     def _check_device(self) -> None:
         if self.error is not None:

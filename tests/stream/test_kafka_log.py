@@ -82,6 +82,16 @@ def test_topics_get_what_the_spec_says(log: KafkaLog, topic: str) -> None:
     assert log.differences(shorter) == []
 
 
+def test_what_is_kept_for_a_time_is_kept_from_its_arrival(log: KafkaLog) -> None:
+    topic = f"kafka-{uuid.uuid4().hex[:12]}"
+    log.create_topics([TopicSpec(topic, 1, retention_s=3600.0)])
+    sent = record(topic, b"of a writer whose clock is years behind")
+    write(log, sent)
+    got = everything(log, topic)
+    assert [found.value for found in got] == [sent.value]
+    assert got[0].timestamp_us > sent.timestamp_us + 3600 * 1_000_000
+
+
 def test_what_somebody_changed_is_told_and_put_right(log: KafkaLog, topic: str, servers: str) -> None:
     spec = TopicSpec(f"{topic}-state", 1, Cleanup.COMPACT)
     log.create_topics([spec])

@@ -15,6 +15,7 @@ from stream import plan_text
 from stream.config import Config, Kafka, LogSettings, Media
 from stream.errors import Code, UnmaskError
 from stream.kafka_producer import LINGER_S
+from stream.kafka_topics import COMPACT_SEGMENT_S
 from stream.plan import Asked, Plan, Prices, crowded, ingest_members, members, plan
 from stream.profile import Figure, Name, Of, Profile, Spread, Step, find, log_figure, parse
 
@@ -142,7 +143,7 @@ def test_disk_by_hand() -> None:
     made = planned(10, config=config)
     scores = 0.4 * 2 * (420 + 290)
     states = 0.4 * 2 * (3000 + 5000)
-    kept = made.stream.media_bytes * 100 + scores * 1000 + states * 600
+    kept = made.stream.media_bytes * 100 + scores * 1000 + states * 60
     assert made.region.disk_bytes == pytest.approx(10 * kept * 3 / 0.7)
 
 
@@ -157,7 +158,7 @@ def test_transactions_by_hand() -> None:
     region = planned(80).region
     # 8 feeds with 3.5 records a second: one every 1/28 s and 30 ms more
     assert region.ingest_shards == 10
-    each = 1 / (1 / 28 + 0.030)
+    each = 1 / (1 / 28 + 0.100)
     assert region.transactions_per_s == pytest.approx(10 * each + 2 * region.workers)
     assert region.transaction_cores == 0  # of a broker nobody measured
 
@@ -166,7 +167,7 @@ def test_what_transactions_take_of_brokers_by_hand() -> None:
     made = profile(broker=0.001)
     alone = {log_figure(Of.BROKER, Step.APPEND_ALONE): figure(0.004)}
     region = planned(80, made.with_figures(alone)).region
-    each = 1 / (1 / 28 + 0.030)
+    each = 1 / (1 / 28 + 0.100)
     # 4 ms less 1 ms for the chunk itself; a commit is 1 ms
     assert region.transaction_cores == pytest.approx(10 * each * 0.003 + 2 * region.workers * 0.001)
 
@@ -234,10 +235,12 @@ def test_members_are_the_fewest_that_hold() -> None:
 
 
 def test_ingest_cannot_share_what_has_no_partitions() -> None:
-    assert ingest_members(100, 1000.0) == 1
+    assert ingest_members(100, 1000.0, 8) == (1, 8)
     # of 8 partitions three members take three, three and two: a member has three eighths of the streams
-    assert ingest_members(1000, 0.375 * 1000 / 0.7 + 1) == 3
-    assert ingest_members(10_000, 100.0) > 8
+    assert ingest_members(1000, 0.375 * 1000 / 0.7 + 1, 8) == (3, 8)
+    # more members than partitions would idle: there must be more of them
+    count, partitions = ingest_members(10_000, 100.0, 8)
+    assert 143 <= count <= partitions == 256
 
 
 # More is never had for less
@@ -364,7 +367,7 @@ def test_what_is_beyond_its_limit_says_so() -> None:
     made = planned(100_000)
     text = "\n".join(plan_text.lines(made, CONFIG))
     assert f"BEYOND: {made.region.workers} members in one consumer group" in text
-    assert "partitions of `sources`" in text
+    assert "ingest.partitions=" in text
 
 
 def test_json_holds_what_the_text_does() -> None:
@@ -438,3 +441,4 @@ def test_a_profile_without_a_cluster_borrows_a_shipped_one(
 
 def test_constants_of_others_are_as_they_are_there() -> None:
     assert planning.LINGER_S == LINGER_S
+    assert planning.COMPACT_S == COMPACT_SEGMENT_S
