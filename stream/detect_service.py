@@ -5,9 +5,7 @@ a supervisor to start it again: healthy heartbeats around a dead stage are the s
 """
 
 import logging
-import socket
 import threading
-import uuid
 
 from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
@@ -20,6 +18,7 @@ from stream.health import serve
 from stream.log import Log
 from stream.metrics import Metrics
 from stream.service import opened, stop_signals
+from stream.spool import Home
 from stream.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,8 @@ class _Service:
 
 
 def member_name(config: Config) -> str:
-    """Return this process's name in the group: that of its slot if it has a lasting one, else its own."""
+    """Return this process's name in the group, the same when it is started again: what its predecessor left
+    unfinished in the log then ends at once. Its slot is `kafka.member_id`, else a folder that it locks."""
     if config.kafka.member_id or not config.kafka.bootstrap_servers:
         return "detect"
-    return f"detect-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    return f"detect-{Home(data_folder(config) / 'detect').member}"

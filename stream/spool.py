@@ -43,7 +43,8 @@ STEPS = 64
 
 
 class Home:
-    """The folder of one ingest process, kept to itself by a lock, and the name by which it is a member."""
+    """The folder of one process, kept to itself by a lock while it lives, and the name by which it is a
+    member of its group."""
 
     def __init__(self, root: Path) -> None:
         """Take the first free folder under `root`. Raises `UnmaskError` (LOG_UNUSABLE, LOG_FULL)."""

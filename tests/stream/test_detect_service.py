@@ -1,6 +1,8 @@
 """`unmask detect` as processes of their own: over Kafka, in a group, handing over, hanging, poisoned."""
 
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -152,8 +154,17 @@ def test_state_must_have_as_many_partitions_as_media(servers: str) -> None:
             check_topics(uneven, made.log)
 
 
-def test_a_member_is_named_by_its_slot_or_for_itself_alone() -> None:
+def test_a_member_is_named_by_its_slot(tmp_path: Path) -> None:
     slot = Config(kafka=Kafka(bootstrap_servers="b:1", member_id="pod-1"))
     assert member_name(slot) == member_name(Config()) == "detect"
-    free = Config(kafka=Kafka(bootstrap_servers="b:1"))
-    assert member_name(free) != member_name(free)
+    free = Config(data_dir=str(tmp_path), kafka=Kafka(bootstrap_servers="b:1"))
+    first = member_name(free)
+    assert first.startswith("detect-")
+    assert member_name(free) != first  # that slot is taken
+    code = (
+        "import sys; from stream.config import Config; from stream.detect_service import member_name; "
+        "print(member_name(Config.model_validate_json(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, free.model_dump_json()]
+    names = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert len({done.stdout for done in names}) == 1  # who comes after a process that has gone has its name
