@@ -14,7 +14,7 @@ import json
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -156,6 +156,7 @@ class Relay:
             self._choked = self._queued_bytes >= QUEUE_BYTES
             if self._choked:
                 self._drop("no room in memory")
+                self._note_begun([record])
                 return
             self._queue.append(record)
             self._queued_bytes += size
@@ -179,8 +180,11 @@ class Relay:
     @property
     def dropped(self) -> int:
         """Records lost: for want of space, or because others had taken their feed."""
-        lost = self._spool.lost if self._spool is not None else 0
-        return sum(self._left_out.values()) + lost
+        return sum(self._left_out.values()) + self._spool_lost
+
+    @property
+    def _spool_lost(self) -> int:
+        return self._spool.lost if self._spool is not None else 0
 
     @property
     def spooled(self) -> int:
@@ -315,6 +319,7 @@ class Relay:
         _, stored = self._spool.append(batch)
         if stored < len(batch):
             self._drop("no room on disk", len(batch) - stored)
+            self._note_begun(batch)
 
     def _deliver(self) -> None:
         """Send of the spool what fits; when all of it is confirmed, it has done its work."""
@@ -376,14 +381,16 @@ class Relay:
             return None
         attachment, sequence = _order(record)
         before = self._reached.get(record.key)
-        if before is None or sequence == 0:
+        if sequence == 0 or (before is None and not self._spool_lost):
             return None
-        expected = before[1] + 1 if before[0] == attachment else 0
-        if sequence <= expected:
+        # How many a predecessor had sent of what the spool let go of is not known.
+        expected = sequence if before is None else before[1] + 1 if before[0] == attachment else 0
+        if sequence <= expected and before is not None:
             return None
         missing = sequence - expected
         sentence = (
-            f"{missing} records were dropped: the cluster was away for longer than the spool could hold"
+            f"{missing or 'some'} records were dropped: the cluster was away for longer than the spool could "
+            "hold"
         )
         value = json.dumps(to_body(Gap(Code.LOG_AWAY, sentence, missing, None)), sort_keys=True).encode()
         meta = replace(
@@ -400,6 +407,13 @@ class Relay:
         )
         logger.error("stream %s: %s", record.key, sentence)
         return OutRecord(self._media, record.key, value, encode_headers(meta), self._clock.now_us())
+
+    def _note_begun(self, dropped: Sequence[OutRecord]) -> None:
+        """Note where streams begin of which nothing was sent before: what is dropped is missing there."""
+        for record in dropped:
+            if record.topic == self._media:
+                attachment, sequence = _order(record)
+                self._reached.setdefault(record.key, (attachment, sequence - 1))
 
     def _note_reached(self, record: OutRecord) -> None:
         if record.topic == self._media:

@@ -232,12 +232,16 @@ def test_beyond_its_bound_the_spool_drops_the_oldest_and_a_gap_says_how_many(
     assert sequences == sorted(set(sequences))
 
 
+@pytest.mark.parametrize("sent_before", [1, 0])
 def test_a_full_disk_costs_records_and_nothing_else(
-    relay: Make, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    relay: Make, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, sent_before: int
 ) -> None:
+    """Also when they are the first of their feed: what comes then must not look like its beginning."""
+    cluster.up = bool(sent_before)
     out = relay()
-    out.send(media("a", 0))
-    until(lambda: bool(cluster.newer()))
+    if sent_before:
+        out.send(media("a", 0))
+        until(lambda: bool(cluster.newer()))
 
     def full(*_: object) -> None:
         raise UnmaskError(Code.LOG_FULL, "no space left")
@@ -245,14 +249,15 @@ def test_a_full_disk_costs_records_and_nothing_else(
     cluster.up = False
     with monkeypatch.context() as disk:
         disk.setattr("stream.spool.Spool._open", full)
-        for number in range(1, 101):
+        for number in range(sent_before, 101):
             out.send(media("a", number))
         until(lambda: out.dropped > 0)
         dropped = out.dropped
         cluster.up = True
-        until(lambda: out.drained)
+        if sent_before:
+            until(lambda: out.drained)
     out.send(media("a", 101))
-    until(lambda: cluster.newer()[-1][0].sequence == 101)
+    until(lambda: any(meta.sequence == 101 for meta, _ in cluster.newer()))
     kept = [meta.sequence for meta, _ in cluster.newer() if meta.control is None]
     assert kept == sorted(kept)
     assert len(kept) == 102 - out.dropped
