@@ -37,7 +37,11 @@ a core."""
 POLL_BYTES = 32 * 1024 * 1024
 """One fetch brings no more than this, whatever the number of partitions."""
 
-FETCH_WAIT_MS = 100
+QUIET_S = 0.04
+"""After a look that brought nothing kafka-python is left alone for so long: each look costs half a millisecond,
+wakes its own thread, and a worker asks as often as it has a turn."""
+
+FETCH_WAIT_MS = 250
 """How long the broker holds an empty fetch: a partition resumed in the meantime waits for it."""
 
 HEARTBEATS = 4
@@ -161,6 +165,7 @@ class LogConsumer:
         self._errand: Errand[Any] | None = None
         """What the next polls wait for; nobody else uses consumer and transactions in the meantime."""
         self._answered = self._looked = clock.monotonic()
+        self._quiet_until = 0.0
         self._ear, self._consumer = self._connect()
 
     def poll(self, max_records: int, timeout: float) -> Sequence[Record]:
@@ -307,7 +312,7 @@ class LogConsumer:
         if self._standing is Standing.OUSTED:
             self._drop_out()
             raise self._fenced(f"another process is member {self._slot}, this one must stop")
-        if not self._ear.changes and not self._ready:
+        if not self._ear.changes and not self._ready and self._clock.monotonic() >= self._quiet_until:
             self._fetch(max_records)
         self._tell()
 
@@ -371,6 +376,7 @@ class LogConsumer:
         else:
             for records in found.values():
                 self._ready.extend(map(record_of, records))
+            self._quiet_until = 0.0 if found else self._clock.monotonic() + QUIET_S
         finally:
             self._keep_join()
 
