@@ -38,8 +38,8 @@ POLL_BYTES = 32 * 1024 * 1024
 """One fetch brings no more than this, whatever the number of partitions."""
 
 QUIET_S = 0.04
-"""After a look that brought nothing kafka-python is left alone for so long: each look costs half a millisecond,
-wakes its own thread, and a worker asks as often as it has a turn."""
+"""After a look that brought nothing kafka-python is left alone for so long: each look costs half a
+millisecond and wakes its own thread, and a worker asks as often as it has a turn."""
 
 FETCH_WAIT_MS = 250
 """How long the broker holds an empty fetch: a partition resumed in the meantime waits for it."""
