@@ -250,7 +250,7 @@ def _password(settings: Kafka) -> str:
     if not password:
         raise UnmaskError(
             Code.CONFIG,
-            f"kafka.security_protocol is {settings.security_protocol}, which needs a password: set the "
+            f"kafka.security_protocol is {settings.security_protocol}, which needs a password; set the "
             f"environment variable {PASSWORD_VARIABLE} or kafka.password_file",
         )
     return password
