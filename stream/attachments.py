@@ -15,7 +15,7 @@ from stream.errors import Code, UnmaskError
 from stream.feeds import Feed
 from stream.incidents import Status
 from stream.ingest_service import check_public, source_of
-from stream.log import Log, TopicPartition
+from stream.log import Log, partitions_of
 from stream.records import SCHEMA, OutRecord, Record, Topic, check_stream_id
 from stream.sources import Scheme, Source, check_fps, parse_source
 from stream.topics import topic_name, topic_specs
@@ -183,8 +183,7 @@ def _open_incident(state: Mapping[str, Any]) -> str | None:
 
 def _compacted(log: Log, topic: str) -> Iterator[Record]:
     """Yield the newest record of each key, tombstones left out."""
-    for number in range(log.partitions(topic)):
-        partition = TopicPartition(topic, number)
+    for partition in partitions_of(log, topic):
         newest = {record.key: record for record in log.read(partition, log.begin_offset(partition))}
         yield from (record for record in newest.values() if record.value is not None)
 

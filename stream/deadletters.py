@@ -28,7 +28,7 @@ from stream.deadletter import CODE, CULPRIT, CUT, LEFT_OUT, MAX_RECORDS, ORIGIN,
 from stream.errors import Code, UnmaskError
 from stream.foreign import Segment, read_headers
 from stream.listed import Listed
-from stream.log import Log, TopicPartition
+from stream.log import Log, TopicPartition, partitions_of
 from stream.records import (
     REPLAY,
     ChunkMeta,
@@ -173,9 +173,7 @@ def replay(config: Config, name: str, wait: bool, as_json: bool, out: TextIO) ->
 
 def letters(config: Config, log: Log) -> Iterator[Letter]:
     """Yield every dead letter, partition by partition."""
-    topic = topic_name(config, Topic.DEADLETTER)
-    for number in range(log.partitions(topic)):
-        partition = TopicPartition(topic, number)
+    for partition in _partitions(config, log, Topic.DEADLETTER):
         open_letters: dict[str, list[Record]] = {}
         for record in log.read(partition, log.begin_offset(partition)):
             own = open_letters.setdefault(record.key, [])
@@ -554,8 +552,7 @@ class Marks:
 
 
 def _partitions(config: Config, log: Log, topic: Topic) -> list[TopicPartition]:
-    name = topic_name(config, topic)
-    return [TopicPartition(name, number) for number in range(log.partitions(name))]
+    return partitions_of(log, topic_name(config, topic))
 
 
 def _us(moment: datetime) -> int:

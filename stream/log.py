@@ -208,3 +208,19 @@ class Log(Readable, Protocol):
 
 LogFactory = Callable[[], Log]
 """Opens the log anew, in a child process say: a `Log` itself never crosses a process boundary."""
+
+
+def partitions_of(log: Readable, topic: str) -> list[TopicPartition]:
+    """Return every partition of a topic."""
+    return [TopicPartition(topic, number) for number in range(log.partitions(topic))]
+
+
+def ends(log: Readable, topic: str) -> dict[TopicPartition, int]:
+    """Return the offset that the next record of each partition will get."""
+    return {partition: log.end_offset(partition) for partition in partitions_of(log, topic)}
+
+
+def everything(log: Readable, topic: str) -> Iterator[Record]:
+    """Yield all records of a topic, partition by partition."""
+    for partition in partitions_of(log, topic):
+        yield from log.read(partition, log.begin_offset(partition))

@@ -44,8 +44,6 @@ STATE_BYTES, FACE_STATE_BYTES = 3000, 5000
 """A stream's state, measured on the demo: 7.1 kB with one face."""
 COMPRESSED = 0.4
 """What lz4 leaves of scores and states: 0.30 and 0.39 on those of the demo."""
-SOURCE_BYTES = 400
-"""An entry of `sources`."""
 
 LINGER_S = 0.1
 """How long a writer of ingest collects for one transaction (`stream.kafka_producer`)."""

@@ -27,7 +27,7 @@ from stream.held import Status
 from stream.ingest import IngestSupervisor
 from stream.ingest_service import refusals, source_of
 from stream.intake import FeedStatus, Last
-from stream.log import Log, PositionError, TopicPartition
+from stream.log import Log, PositionError, TopicPartition, ends, everything
 from stream.metrics import Metrics
 from stream.records import SCHEMA, ChunkMeta, Kind, OutRecord, Record, Topic, decode_headers
 from stream.sources import PUSHED, Scheme, Source, parse_sources
@@ -378,19 +378,6 @@ def structured(record: Record) -> dict[str, Any]:
         "datacontenttype": "application/json",
         "data": json.loads(record.value or b"null"),
     }
-
-
-def ends(log: Log, topic: str) -> dict[TopicPartition, int]:
-    """Return the offset that the next record of each partition will get."""
-    partitions = [TopicPartition(topic, number) for number in range(log.partitions(topic))]
-    return {partition: log.end_offset(partition) for partition in partitions}
-
-
-def everything(log: Log, topic: str) -> Iterator[Record]:
-    """Yield all records of a topic, partition by partition."""
-    for number in range(log.partitions(topic)):
-        partition = TopicPartition(topic, number)
-        yield from log.read(partition, log.begin_offset(partition))
 
 
 def length_us(source: Source) -> int | None:

@@ -10,7 +10,7 @@ from stream.clock import SystemClock
 from stream.config import Config
 from stream.coverage import Coverage, cover
 from stream.errors import Code, UnmaskError
-from stream.log import Log, TopicPartition
+from stream.log import Log, everything
 from stream.records import Topic, check_stream_id
 from stream.topics import topic_name
 from stream.windows import MICRO
@@ -37,12 +37,9 @@ def run(
 
 def score_records(settings: Config, log: Log, stream: str) -> Iterator[dict[str, Any]]:
     """Yield the values of a stream's `scores` records, in order."""
-    topic = topic_name(settings, Topic.SCORES)
-    for number in range(log.partitions(topic)):
-        partition = TopicPartition(topic, number)
-        for record in log.read(partition, log.begin_offset(partition)):
-            if record.key == stream and record.value is not None:
-                yield json.loads(record.value)
+    for record in everything(log, topic_name(settings, Topic.SCORES)):
+        if record.key == stream and record.value is not None:
+            yield json.loads(record.value)
 
 
 def lines(covered: Coverage) -> list[str]:

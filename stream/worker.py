@@ -35,7 +35,7 @@ from stream.frames import Applied, DecoderEvent, Dropped, Failed, SampledFrame, 
 from stream.held import Held, Letter, Status, Takeover, status
 from stream.incidents import ClipRequest, EventKind, IncidentEvent, Moment
 from stream.listed import Listed
-from stream.log import Log, PositionError, TopicPartition
+from stream.log import Log, PositionError, TopicPartition, everything
 from stream.metrics import Metrics
 from stream.outbox import Outbox
 from stream.positions import Positions
@@ -345,11 +345,9 @@ class Worker:
 
     def _named(self) -> set[str]:
         """Return the evidence that events still held by the log name."""
-        topic, named = self._topic(Topic.ALERTS), set[str]()
-        for number in range(self._log.partitions(topic)):
-            partition = TopicPartition(topic, number)
-            for record in self._log.read(partition, self._log.begin_offset(partition)):
-                named |= references(json.loads(record.value or b"null"))
+        named = set[str]()
+        for record in everything(self._log, self._topic(Topic.ALERTS)):
+            named |= references(json.loads(record.value or b"null"))
         return named
 
     def _show(self) -> None:

@@ -17,13 +17,13 @@ from stream.config import Config
 from stream.controls import End, EndReason, Start, to_body
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
-from stream.log import Consumer, TopicPartition
+from stream.log import Consumer, TopicPartition, everything
 from stream.marker import MarkerReader
 from stream.metrics import Metrics
 from stream.records import Control, Kind, OutRecord, Record, Topic, encode_headers, new_attachment
 from stream.sqlite_log import SqliteLog
 from stream.topics import topic_name, topic_specs
-from stream.watch import everything, structured
+from stream.watch import structured
 from stream.worker import Worker
 from tests.stream.story import CALIBRATION, PROVENANCE
 

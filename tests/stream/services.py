@@ -15,10 +15,10 @@ from stream.chunks import Chunk
 from stream.clock import SystemClock
 from stream.config import Config, Kafka, Media, Members
 from stream.kafka_log import KafkaLog
-from stream.log import TopicPartition
+from stream.log import TopicPartition, everything
 from stream.records import OutRecord, Record, Topic, encode_headers
 from stream.topics import media_partition, topic_name, topic_specs
-from stream.watch import everything, structured
+from stream.watch import structured
 
 PARTITIONS = 4
 PATIENCE_S = 60.0

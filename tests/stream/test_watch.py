@@ -23,11 +23,12 @@ from stream import attachments
 from stream.clock import SystemClock
 from stream.config import Config
 from stream.errors import UnmaskError
+from stream.log import everything
 from stream.marker import write_clip
 from stream.records import Topic
 from stream.sqlite_log import SqliteLog
 from stream.topics import topic_name
-from stream.watch import Session, everything, structured
+from stream.watch import Session, structured
 from tests.conftest import requires
 from tests.stream.detecting import kinds
 from tests.stream.live import live_feed, make_feed
