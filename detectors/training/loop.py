@@ -21,8 +21,21 @@ from torch import Tensor, nn
 
 from detectors.backbones import FaceNetwork
 from detectors.crops import CropPolicy, to_tensor
-from detectors.training.data import DataError, Faces, load_authentic, load_faces, pair_batches, resized
+from detectors.members import load_member
+from detectors.training.data import (
+    DFDC,
+    Batch,
+    DataError,
+    Faces,
+    Material,
+    load_faces,
+    load_material,
+    pair_batches,
+    resized,
+)
+from detectors.training.heads import MaskHead
 from detectors.training.imagenet import load_imagenet
+from detectors.training.losses import mask_loss
 from detectors.training.metrics import auc, log_loss
 from detectors.training.recipe import Recipe, load_recipe
 
@@ -35,7 +48,6 @@ PREFETCH = 4
 """Batches prepared ahead by the one loader thread, which owns this queue."""
 GRADIENT_CLIP = 5.0
 FORMAT = 1
-Batch = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 @dataclass
@@ -85,17 +97,15 @@ def fit(
     out_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     _keep_freed_memory()
-    faces = load_faces(data_dir, out_dir / "cache", "train")
     check = load_faces(data_dir, out_dir / "cache", "val")
-    authentic = None
-    if recipe.blend_pairs:
-        authentic = np.concatenate(
-            [
-                load_authentic(data_dir, out_dir / "cache", name, recipe.crop, held_out=False)
-                for name in recipe.authentic
-            ]
-        )
-    return _Run(recipe, out_dir, faces, check, authentic, clock, on_progress).finish()
+    material = load_material(
+        data_dir,
+        out_dir / "cache",
+        tuple(recipe.sources),
+        eigenfaces=set(recipe.pairs) != {DFDC},
+        min_width=recipe.min_width,
+    )
+    return _Run(recipe, out_dir, material, check, clock, on_progress).finish()
 
 
 class _Run:
@@ -103,54 +113,45 @@ class _Run:
         self,
         recipe: Recipe,
         out_dir: Path,
-        faces: Faces,
+        material: Material,
         check: Faces,
-        authentic: NDArray[np.uint8] | None,
         clock: Callable[[], float],
         on_progress: Callable[[str], None],
     ) -> None:
-        self.recipe, self.out_dir, self.faces, self.authentic = recipe, out_dir, faces, authentic
+        self.recipe, self.out_dir, self.material, self.mix = recipe, out_dir, material, recipe.mix()
         self.check_images, self.check_labels = resized(check.images, recipe.crop.size), check.labels
         self.clock, self.on_progress = clock, on_progress
-        self.per_epoch = len(faces.pairs()) // recipe.pairs
+        known = len(material.faces.pairs())
+        self.per_epoch = known // self.mix.pairs
         if not self.per_epoch:
-            raise DataError(
-                f"train: {len(faces.pairs())} pairs, expected at least {recipe.pairs} for one batch"
-            )
+            raise DataError(f"train: {known} pairs, expected at least {self.mix.pairs} for one batch")
         self.steps = math.ceil(self.per_epoch * recipe.epochs)
         torch.manual_seed(recipe.seed)
         self.network = FaceNetwork(recipe.architecture())
-        load_imagenet(self.network)
+        _start(self.network, recipe.start)
+        self.mask_head = MaskHead(self.network)
         self.network.to(memory_format=torch.channels_last)
         self.average = _Average(self.network, recipe.ema_decay)
-        self.optimizer = _optimizer(self.network, recipe)
+        self.optimizer = _optimizer(nn.ModuleList([self.network, self.mask_head]), recipe)
         self.progress = _Progress()
         self._resume()
 
     def finish(self) -> dict[str, Any]:
         recipe, state = self.recipe, self.progress
         batches = _prefetched(
-            pair_batches(
-                self.faces,
-                self.authentic,
-                seed=recipe.seed,
-                pairs=recipe.pairs,
-                blends=recipe.blend_pairs,
-                size=recipe.crop.size,
-                step=state.step,
-            )
+            pair_batches(self.material, self.mix, seed=recipe.seed, size=recipe.crop.size, step=state.step)
         )
         base_s, started = state.elapsed_s, self.clock()
         saved = logged = started
         first_step, losses = state.step, []
-        for images, labels in batches:
+        for batch in batches:
             if state.step >= self.steps or self._share() >= 1:
                 break
-            losses.append(self._step(images, labels))
+            losses.append(self._step(batch))
             now = self.clock()
             state.elapsed_s = base_s + now - started
             if now - logged >= LOG_S:
-                rate = (state.step - first_step) * len(labels) / (now - started)
+                rate = (state.step - first_step) * len(batch.labels) / (now - started)
                 self.on_progress(self._line(rate, float(np.mean(losses[-50:]))))
                 logged = now
             if state.step % self.per_epoch == 0:
@@ -172,14 +173,17 @@ class _Run:
             share = max(share, self.progress.elapsed_s / (60 * self.recipe.budget_minutes))
         return min(1.0, share)
 
-    def _step(self, images: NDArray[np.uint8], labels: NDArray[np.float32]) -> float:
+    def _step(self, batch: Batch) -> float:
         state, recipe = self.progress, self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * one_cycle(self._share(), recipe.warmup)
         torch.manual_seed(recipe.seed * 1_000_003 + state.step)
         self.network.train()
-        logits, _ = self.network(to_tensor(images, recipe.crop))
-        loss = pair_loss(logits, torch.from_numpy(labels), recipe.label_smoothing, recipe.pair_weight)
+        logits, _ = self.network(to_tensor(batch.images, recipe.crop))
+        labels = torch.from_numpy(batch.labels)
+        loss = pair_loss(logits, labels, recipe.label_smoothing, recipe.pair_weight)
+        if recipe.mask_weight:
+            loss = loss + recipe.mask_weight * mask_loss(self.mask_head(), torch.from_numpy(batch.masks))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
@@ -223,8 +227,8 @@ class _Run:
     def _record(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.to_json(),
-            "crops": {"train": len(self.faces.labels), "val": len(self.check_labels)},
-            "blended_authentic": 0 if self.authentic is None else len(self.authentic),
+            "crops": {"train": len(self.material.faces.labels), "val": len(self.check_labels)},
+            "authentic": {name: len(source.points) for name, source in self.material.sources.items()},
             "steps": self.progress.step,
             "planned_steps": self.steps,
             "minutes": self.progress.elapsed_s / 60,
@@ -233,7 +237,7 @@ class _Run:
 
     def _line(self, rate: float, loss: float) -> str:
         state = self.progress
-        left = (self.steps - state.step) * 2 * (self.recipe.pairs + self.recipe.blend_pairs) / rate / 60
+        left = (self.steps - state.step) * 2 * self.mix.pairs / rate / 60
         if self.recipe.budget_minutes is not None:
             left = min(left, self.recipe.budget_minutes - state.elapsed_s / 60)
         return (
@@ -248,6 +252,7 @@ class _Run:
                 "format": FORMAT,
                 "recipe": json.dumps(self.recipe.to_json()),
                 "network": self.network.state_dict(),
+                "mask_head": self.mask_head.state_dict(),
                 "average": self.average.tensors,
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.progress.step,
@@ -264,10 +269,19 @@ class _Run:
         if saved["recipe"] != json.dumps(self.recipe.to_json()):
             raise ValueError(f"{path}: made by another recipe; choose another --out or remove it")
         self.network.load_state_dict(saved["network"])
+        self.mask_head.load_state_dict(saved["mask_head"])
         self.average.tensors = saved["average"]
         self.optimizer.load_state_dict(saved["optimizer"])
         self.progress = _Progress(saved["step"], saved["elapsed_s"], saved["history"])
         self.on_progress(f"going on from step {self.progress.step}")
+
+
+def _start(network: FaceNetwork, start: str) -> None:
+    """Fills a network with ImageNet's weights, or with those of the member of that name or directory."""
+    if start == "imagenet":
+        load_imagenet(network)
+        return
+    network.load_state_dict(load_member(start).module.state_dict())
 
 
 def pair_loss(logits: Tensor, labels: Tensor, smoothing: float, pair_weight: float) -> Tensor:

@@ -8,6 +8,8 @@ import yaml
 
 from detectors.backbones import Architecture
 from detectors.crops import IMAGENET_MEAN, IMAGENET_STD, CropPolicy
+from detectors.training.blends import Family
+from detectors.training.data import DFDC, Mix
 
 
 class RecipeError(ValueError):
@@ -28,9 +30,12 @@ class Recipe:
     seed: int
     epochs: float
     budget_minutes: float | None
-    pairs: int
-    blend_pairs: int
-    authentic: tuple[str, ...]
+    start: str
+    pairs: dict[str, int]
+    sources: dict[str, float]
+    views: tuple[float, float]
+    min_width: int
+    mask_weight: float
     learning_rate: float
     warmup: float
     weight_decay: float
@@ -43,11 +48,21 @@ class Recipe:
     def architecture(self) -> Architecture:
         return Architecture(self.backbone, self.attention_block, self.dropout, self.mirrored)
 
+    def mix(self) -> Mix:
+        """What a batch is made of."""
+        families = {Family(name): count for name, count in self.pairs.items() if name != DFDC}
+        return Mix(self.pairs.get(DFDC, 0), families, self.sources, self.views)
+
+    @property
+    def authentic(self) -> tuple[str, ...]:
+        """Sources of authentic faces beside DFDC."""
+        return tuple(name for name in self.sources if name != DFDC)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-POSITIVE = ("epochs", "pairs", "learning_rate", "early_epoch")
+POSITIVE = ("epochs", "learning_rate", "early_epoch")
 SHARES = ("dropout", "warmup", "label_smoothing", "ema_decay", "early_share")
 
 
@@ -65,15 +80,19 @@ def load_recipe(path: Path) -> Recipe:
     if missing := known - set(raw):
         raise RecipeError(f"{path}: {min(missing)}: missing")
     policy = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | raw["crop"]
-    recipe = Recipe(**(raw | {"crop": CropPolicy.from_json(policy), "authentic": tuple(raw["authentic"])}))
+    typed = {"crop": CropPolicy.from_json(policy), "views": tuple(raw["views"])}
+    recipe = Recipe(**(raw | typed))
     for name in POSITIVE:
         if getattr(recipe, name) <= 0:
             raise RecipeError(f"{path}: {name}: {getattr(recipe, name)}, expected more than 0")
     for name in SHARES:
         if not 0 <= getattr(recipe, name) < 1:
             raise RecipeError(f"{path}: {name}: {getattr(recipe, name)}, expected 0 <= {name} < 1")
-    if recipe.blend_pairs and not recipe.authentic:
+    known_pairs = {DFDC, *Family}
+    if not recipe.pairs or set(recipe.pairs) - known_pairs or min(recipe.pairs.values()) < 1:
         raise RecipeError(
-            f"{path}: blend_pairs: {recipe.blend_pairs}, expected 0 without `authentic` sources"
+            f"{path}: pairs: {recipe.pairs}, expected counts above 0 of {', '.join(sorted(known_pairs))}"
         )
+    if set(recipe.pairs) != {DFDC} and not recipe.sources:
+        raise RecipeError(f"{path}: sources: none, expected some where `pairs` names pseudo-fakes")
     return recipe
