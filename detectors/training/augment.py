@@ -31,8 +31,8 @@ class Degradation:
     """One draw for crops of `source` pixels that leave with `size`.
 
     `sigma` and `motion` are in pixels of the source, `noise` in grey levels, `work` the side to which the
-    crop is scaled before it is encoded; `matrix` takes a crop scaled to `plane` pixels to the network's input.
-    `jpeg` is a quality, 0 for none; `crf` that of H.264, 0 for none.
+    crop is scaled before it is encoded; `matrix` takes a crop scaled to `plane` pixels to the network's
+    input. `jpeg` is a quality, 0 for none; `crf` that of H.264, 0 for none.
     """
 
     source: int
@@ -54,14 +54,14 @@ class Degradation:
 
 def draw(
     rng: np.random.Generator, source: int, size: int, *, view: float = 1.0, native: float = 1.0,
-    coded: bool = False,
+    coded: bool = False, mild: bool = False,
 ) -> Degradation:  # fmt: skip
     """Draws one degradation for crops of `source` px of which the middle `view` is shown at `size` px.
 
     `native` is the share of `source` that the picture had before it was enlarged. `coded`: always ends in a
-    codec, as it must where one of a pair was changed after its last one.
+    codec, as it must where one of a pair was changed after its last one. `mild`: never a severe one.
     """
-    severe = rng.random() < SEVERE_SHARE
+    severe = rng.random() < SEVERE_SHARE and not mild
     which = rng.integers(6) if severe else -1
     jpeg, crf = _codec(rng, severe=severe, coded=coded)
     work = max(min(SMALLEST, source), round(source * native * _shrink(rng, severe=which in (1, 5))))
@@ -159,8 +159,8 @@ def h264_round_trip(image: Image, crf: int, seed: int, frames: int = H264_FRAMES
     packets.extend(encoder.encode(None))
     decoded = [frame for packet in packets for frame in decoder.decode(packet)]
     decoded.extend(decoder.decode(None))
-    last: Image = decoded[-1].to_ndarray(format="rgb24")
-    return np.ascontiguousarray(last[:height, :width])
+    last = decoded[-1].to_ndarray(format="rgb24")
+    return np.ascontiguousarray(last[:height, :width], np.uint8)
 
 
 def _scaled(image: Image, side: int) -> Image:

@@ -82,10 +82,15 @@ class Source:
     heights; `native` float32 [N], the share 0..1 of P that the picture had before it was enlarged.
     """
 
-    images: NDArray[np.uint8]
+    images: "Pictures"
     points: NDArray[np.float32]
     side: float
     native: NDArray[np.float32]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Which pictures of the split these are, where they are some of one."""
+        return self.images.rows if isinstance(self.images, _Rows) else np.arange(len(self.points))
 
     def face(self, index: int) -> Face:
         return Face(np.asarray(self.images[index]), self.points[index])
@@ -162,14 +167,16 @@ def load_authentic(
     wanted = policy.side if policy.kind is CropKind.TIGHT else 1 + policy.side + policy.top
     inside = round(LOOSE_PX * min(1.0, wanted / LOOSE_SIDE))
     start = (LOOSE_PX - inside) // 2
-    return resized(source.images[:, start : start + inside, start : start + inside], policy.size)
+    images: NDArray[np.uint8] = source.images[:]
+    return resized(images[:, start : start + inside, start : start + inside], policy.size)
 
 
 def load_source(data_dir: Path, cache_dir: Path, name: str, *, held_out: bool) -> Source:
     """Authentic faces of another source than DFDC, with surroundings and landmarks.
 
     A crop that would reach far outside of its picture, or into the black wedges of an aligned one, is left
-    out. Every fifth is kept from training and returned when `held_out`; these sources have one picture a person.
+    out. Every fifth is kept from training and returned when `held_out`; these sources have one picture a
+    person.
     """
     path = data_dir / f"{name}.tar"
     if not path.exists():
@@ -189,7 +196,7 @@ def authentic_source(faces: Faces, cache_dir: Path, split: str, *, min_width: in
     chosen = np.isfinite(points).all((1, 2)) & (faces.source_width[real] >= min_width)
     native = np.minimum(1, faces.source_width[real].astype(np.float32) / CACHE_PX)
     return Source(
-        _Rows(faces.images, real[chosen]),  # type: ignore[arg-type]  # rows of a mapped file, read one by one
+        _Rows(faces.images, real[chosen]),
         points[chosen], TIGHT_SIDE, native[chosen],
     )  # fmt: skip
 
@@ -260,15 +267,19 @@ class _Rows:
     """Chosen rows of a memory-mapped array, read when asked for."""
 
     def __init__(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        self._images, self._rows = images, rows
+        self._images, self.rows = images, rows
         self.shape = (len(rows), *images.shape[1:])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: "int | slice") -> NDArray[np.uint8]:
-        chosen: NDArray[np.uint8] = self._images[self._rows[index]]
+        chosen: NDArray[np.uint8] = self._images[self.rows[index]]
         return chosen
+
+
+Pictures = NDArray[np.uint8] | _Rows
+"""uint8 [N, P, P, 3], in memory or read one by one."""
 
 
 def _drawn(material: Material, mix: Mix, rng: np.random.Generator) -> tuple[Source, int, Face]:
@@ -303,7 +314,7 @@ def _eigenfaces(cache_dir: Path, sources: Mapping[str, Source]) -> Eigenfaces:
         return Eigenfaces(saved["mean"], saved["basis"])
 
 
-def _points(path: Path, images: "NDArray[np.uint8] | _Rows") -> NDArray[np.float32]:
+def _points(path: Path, images: "Pictures") -> NDArray[np.float32]:
     if not path.exists():
         smallest = 0.3 * images.shape[1]
         np.save(path, find_points(images, MtcnnDetector(smallest, 0.6)))

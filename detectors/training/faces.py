@@ -6,6 +6,7 @@ points to the found ones carries the outline along, foreshortening of turned hea
 """
 
 from enum import StrEnum
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +21,17 @@ Points = NDArray[np.float32]
 AVERAGE = np.array([[-0.5, 0], [0.5, 0], [0, 0.5], [-0.42, 1.07], [0.42, 1.07]], np.float32)
 """The five points of an average face in distances between the pupils, their middle at 0: medians of the
 authentic DFDC, LFW and FFHQ faces under MTCNN."""
+
+class Pictures(Protocol):
+    """Pictures uint8 [N, P, P, 3], in memory or read when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]: ...
+
 
 PADDING = 0.5
 """A tight crop is searched with its border repeated by this share on each side: MTCNN wants surroundings."""
@@ -68,7 +80,7 @@ OUTLINES: dict[Shape, NDArray[np.float32]] = {
 """Outlines about the average points, in the same units."""
 
 
-def find_points(images: NDArray[np.uint8], detector: MtcnnDetector, batch: int = 16) -> NDArray[np.float32]:
+def find_points(images: Pictures, detector: MtcnnDetector, batch: int = 16) -> NDArray[np.float32]:
     """Landmarks of one face in each of uint8 [N, P, P, 3]: float32 [N, 5, 2] in pixels, NaN where none is.
 
     Of several faces the largest counts.
