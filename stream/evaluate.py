@@ -292,7 +292,7 @@ def lines(report: Report) -> list[str]:
     ]
 
 
-def run(settings: Config, manifest: Path, crops: bool, folder: Path, out: TextIO) -> int:
+def run(settings: Config, manifest: Path, crops: bool, folder: Path, as_json: bool, out: TextIO) -> int:
     """Score the files of `manifest`, write the report into `folder` and to `out`; return the exit code.
 
     The operating point is the probability at which a stream's incident opens.
@@ -304,9 +304,18 @@ def run(settings: Config, manifest: Path, crops: bool, folder: Path, out: TextIO
         results = list(assembled(settings, Path(scratch)).score([item.path for item in items], crops))
     report = summarise(items, results, settings.verdict.open_probability)
     written = write_report(folder, items, results, report)
+    _tell(report, written, results, as_json, out)
+    return SOME_FAILED if report.unreadable else OK
+
+
+def _tell(
+    report: Report, written: Sequence[Path], results: Iterable[Mapping[str, Any]], as_json: bool, out: TextIO
+) -> None:
+    if as_json:
+        out.write(json.dumps(asdict(report)) + "\n")
+        return
     for line in [*lines(report), "written: " + ", ".join(str(path) for path in written)]:
         out.write(line + "\n")
     for result in results:
         if "error" in result:
             out.write(f"not scored: {result['path']} {result['error']}\n")
-    return SOME_FAILED if report.unreadable else OK

@@ -1,14 +1,17 @@
 """Manifests are read strictly, reports count every file, pictures and table are written."""
 
 import csv
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from stream.config import Config
 from stream.errors import UnmaskError
-from stream.evaluate import Item, lines, read_manifest, summarise, write_report
+from stream.evaluate import Item, lines, read_manifest, run, summarise, write_report
 
 
 def result(path: str, probability: float | None, verdict: str = "inconclusive") -> dict[str, Any]:
@@ -113,3 +116,14 @@ def test_report_is_written(tmp_path: Path) -> None:
     assert [row["probability"] for row in rows] == ["0.1", "0.6", "0.97", "", "0.2", ""]
     assert rows[5]["error"] == "no picture"
     assert json.loads((tmp_path / "out" / "report.json").read_text())["unreadable"] == 1
+
+
+def test_json_is_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = SimpleNamespace(score=lambda paths, crops: RESULTS[: len(paths)])
+    monkeypatch.setattr("stream.score.assembled", lambda settings, scratch: scorer)
+    manifest = tmp_path / "list.csv"
+    rows = [f"{item.path},{'fake' if item.manipulated else 'real'}" for item in ITEMS]
+    manifest.write_text("\n".join(["path,label", *rows]))
+    out = io.StringIO()
+    assert run(Config(), manifest, False, tmp_path / "out", True, out) == 0
+    assert json.loads(out.getvalue()) == json.loads((tmp_path / "out" / "report.json").read_text())
