@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 from torch import Tensor
 
 from detectors.readings import Box, Image
@@ -32,6 +33,18 @@ class CropKind(StrEnum):
 
     TIGHT = "tight"
     MARGIN_SQUARE = "margin_square"
+
+
+class Resampling(StrEnum):
+    """How a cut square comes to the network's size.
+
+    area: reduction averages areas (antialiased), enlargement is bilinear; OpenCV. pil_bilinear: Pillow's
+    bilinear, which widens its triangle on reduction (antialiased too, softer); the published networks were
+    trained on it.
+    """
+
+    AREA = "area"
+    PIL_BILINEAR = "pil_bilinear"
 
 
 class CropError(ValueError):
@@ -53,7 +66,8 @@ class CropPolicy:
     heights on the left, right and bottom and by `top` heights upwards, then the square of side max(w, h)
     about the centre of that (Bonettini et al.: 0.2 and 0.4; never a rectangle squashed to a square).
 
-    `size` is the side of the network's input in pixels; `mean` and `std` are of RGB in 0..1.
+    `size` is the side of the network's input in pixels; `mean` and `std` are of RGB in 0..1. `resampling` is
+    left out of the record while it is the default: records and digests from before the field stay the same.
     """
 
     kind: CropKind
@@ -63,6 +77,7 @@ class CropPolicy:
     shift: float = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    resampling: Resampling = Resampling.AREA
 
     def __post_init__(self) -> None:
         if self.size < 16:
@@ -91,16 +106,20 @@ class CropPolicy:
         return replace(self, size=size)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(self)
+        if self.resampling is Resampling.AREA:
+            del record["resampling"]
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "CropPolicy":
-        """Reads what `to_json` wrote; CropError names an unknown kind."""
-        fields = dict(record)
-        try:
-            fields["kind"] = CropKind(fields["kind"])
-        except (KeyError, ValueError) as error:
-            raise CropError(f"crop kind {fields.get('kind')!r}: expected {', '.join(CropKind)}") from error
+        """Reads what `to_json` wrote; CropError names an unknown kind or resampling."""
+        fields = {"resampling": Resampling.AREA} | record
+        for name, known in (("kind", CropKind), ("resampling", Resampling)):
+            try:
+                fields[name] = known(fields[name])
+            except (KeyError, ValueError) as error:
+                raise CropError(f"crop {name} {fields.get(name)!r}: expected {', '.join(known)}") from error
         fields["mean"], fields["std"] = tuple(fields["mean"]), tuple(fields["std"])
         return cls(**fields)
 
@@ -112,8 +131,7 @@ class CropPolicy:
 def crop(image: Image, box: Box, policy: CropPolicy) -> Image:
     """Cuts the policy's square out: uint8 [H, W, 3] RGB in, uint8 [size, size, 3] RGB out.
 
-    Edges are cut to whole pixels; what lies outside of the picture repeats its border. Reduction averages
-    areas (antialiased), enlargement is bilinear.
+    Edges are cut to whole pixels; what lies outside of the picture repeats its border.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise CropError(f"picture {image.dtype} {image.shape}: expected uint8 (height, width, 3)")
@@ -132,10 +150,10 @@ def crop(image: Image, box: Box, policy: CropPolicy) -> Image:
     )
     if any(missing):
         inside = cv2.copyMakeBorder(inside, *missing, borderType=cv2.BORDER_REPLICATE)
-    return fit(inside, policy.size)
+    return fit(inside, policy.size, policy.resampling)
 
 
-def fit(face: Image, size: int) -> Image:
+def fit(face: Image, size: int, resampling: Resampling = Resampling.AREA) -> Image:
     """An already cut face at the network's size; of a picture that is not square the middle square is
     taken."""
     height, width = face.shape[:2]
@@ -144,6 +162,8 @@ def fit(face: Image, size: int) -> Image:
     square = np.ascontiguousarray(face[top : top + side, left : left + side])
     if side == size:
         return square
+    if resampling is Resampling.PIL_BILINEAR:
+        return np.array(Pillow.fromarray(square).resize((size, size), Pillow.Resampling.BILINEAR))
     out: Image = cv2.resize(
         square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
     )
@@ -158,7 +178,7 @@ def recrop(face: Image, box: Box | None, policy: CropPolicy) -> Image:
     box about a face without surroundings is too unsure to cut by.
     """
     if box is None or not is_loose(face, box, policy):
-        return fit(face, policy.size)
+        return fit(face, policy.size, policy.resampling)
     return crop(face, box, policy)
 
 

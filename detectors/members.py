@@ -6,6 +6,7 @@ pickle), `calibration.json`, and a model card in the documentation.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +23,13 @@ from detectors.backbones import Architecture, FaceNetwork
 from detectors.calibration import Calibration
 from detectors.crops import CropPolicy, fit, to_tensor
 from detectors.readings import Image
+from detectors.registry import PREFIX, SHIPPED, RegistryError, find_published
 
 SCHEMA = 1
-SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_MEMBER = "lite0-att-dfdc"
+DEFAULT_CACHE = Path("~/.cache/unmask")
+"""Where pulled checkpoints lie unless `engines.cache_dir` says otherwise."""
+
 BATCH = 32
 """Crops a batch when many are scored: more gains nothing on a CPU."""
 
@@ -94,24 +98,27 @@ def list_members() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/member.json")))
 
 
-def load_member(name_or_path: str | Path) -> Member:
-    """Loads a shipped member by name or any member by its directory.
+def load_member(name_or_path: str | Path, cache: Path = DEFAULT_CACHE) -> Member:
+    """Loads a shipped member by name, any member by its directory, or `published:NAME`, a checkpoint that
+    `unmask models pull` brought to `cache`.
 
     Raises UnknownMemberError, TamperedWeightsError, MisshapenWeightsError, MemberError for a broken
     `member.json`, CalibrationError for a broken calibration.
     """
+    if str(name_or_path).startswith(PREFIX):
+        return _published(str(name_or_path), cache)
     directory = _directory(name_or_path)
     record = _record(directory / "member.json")
     try:
         policy = CropPolicy.from_json(record["crop"])
-        architecture = Architecture(**record["architecture"])
+        network = FaceNetwork(Architecture(**record["architecture"]))
         expected = str(record["sha256"])
         name, version, licence = str(record["name"]), str(record["version"]), str(record["licence"])
     except (KeyError, TypeError, ValueError) as error:
         raise MemberError(f"{directory / 'member.json'}: {type(error).__name__}: {error}") from error
-    tensors, found = _weights(directory / "weights.safetensors", expected)
-    network = FaceNetwork(architecture)
-    _fill(network, tensors, directory / "weights.safetensors")
+    weights = directory / "weights.safetensors"
+    content, found = read_checked(weights, expected)
+    fill(network, parse(content, weights), weights)
     return Member(
         name=name,
         version=version,
@@ -151,17 +158,16 @@ def crop_logits(images: list[Image], member: Member) -> NDArray[np.float32]:
     """Raw logits float32 [N] of cropped faces by the member's own module."""
     out = np.empty(len(images), np.float32)
     for start in range(0, len(images), BATCH):
-        faces = np.stack([fit(image, member.policy.size) for image in images[start : start + BATCH]])
+        faces = np.stack(
+            [
+                fit(image, member.policy.size, member.policy.resampling)
+                for image in images[start : start + BATCH]
+            ]
+        )
         with torch.inference_mode():
             logits, _ = member.module(to_tensor(faces, member.policy))
         out[start : start + BATCH] = logits.numpy()
     return out
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -189,38 +195,89 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _weights(path: Path, expected: str) -> tuple[dict[str, Tensor], str]:
-    """Reads the file once, so that what is hashed is what is loaded."""
+def read_checked(path: Path, sha256: str | None, at_most: int | None = None) -> tuple[bytes, str]:
+    """Returns the bytes of a weights file and their SHA-256; read once, so that what is hashed is what is
+    loaded.
+
+    Raises MemberError when it cannot be read or is larger than `at_most` bytes, TamperedWeightsError when its
+    hash is not `sha256`.
+    """
     try:
+        size = path.stat().st_size
+        if at_most is not None and size > at_most:
+            raise MemberError(f"{path}: {size} bytes; expected at most {at_most}")
         content = path.read_bytes()
     except OSError as error:
-        raise MemberError(f"{path}: {error.strerror}; reinstall, or run `unmask train`") from error
+        raise MemberError(f"{path}: {error.strerror}; expected a file of weights") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise TamperedWeightsError(path, found, expected)
+    if sha256 is not None and found != sha256:
+        raise TamperedWeightsError(path, found, sha256)
+    return content, found
+
+
+def parse(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; MemberError names `path` when it is none."""
     try:
-        return parse_safetensors(content), found
+        return parse_safetensors(content)
     except SafetensorError as error:
         raise MemberError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    wanted = network.state_dict()
+def fill(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    names: Mapping[str, str] | None = None,
+    unused: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Fills every parameter and buffer of `network`, and uses every tensor, or raises naming those of `path`
+    that do not fit.
+
+    `names` gives the network's name of each of the file's; None: they are the same. `unused` are tensors
+    that must be there, of that shape, and go nowhere.
+    """
+    state = network.state_dict()
+    names = {name: name for name in state} if names is None else names
+    wanted = {theirs: state[ours] for theirs, ours in names.items()}
+    wanted |= {name: torch.empty(shape, device="meta") for name, shape in (unused or {}).items()}
     missing = sorted(set(wanted) - set(tensors))
     unexpected = sorted(set(tensors) - set(wanted))
     misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+        f"{name} {_described(tensors[name])} instead of {_described(wanted[name])}"
         for name in sorted(set(wanted) & set(tensors))
-        if tensors[name].shape != wanted[name].shape
+        if _described(tensors[name]) != _described(wanted[name])
     ]
     if missing or unexpected or misshapen:
         raise MisshapenWeightsError(path, missing, unexpected, misshapen)
     not_finite = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
     if not_finite:
         raise MemberError(f"{path}: {not_finite[0]} holds numbers that are not finite")
-    network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
+    network.load_state_dict({ours: tensors[theirs].to(state[ours].dtype) for theirs, ours in names.items()})
+
+
+def _described(tensor: Tensor) -> str:
+    """The shape, and what else keeps a tensor from standing for another; half and double widths do not."""
+    kind = "" if tensor.layout is torch.strided else f" {tensor.layout}"
+    if tensor.is_floating_point():
+        return f"{tuple(tensor.shape)}{kind}"
+    return f"{tuple(tensor.shape)}{kind} of {'complex numbers' if tensor.is_complex() else 'integers'}"
 
 
 def _calibration(path: Path) -> Calibration:
     """A member without a calibration file is uncalibrated, and every verdict says so."""
     return Calibration.load(path) if path.exists() else Calibration.identity()
+
+
+def _published(name: str, cache: Path) -> Member:
+    from detectors.published import load_published  # it builds on this module
+
+    try:
+        published = find_published(name)
+    except RegistryError as error:
+        raise UnknownMemberError(str(error)) from error
+    path = published.path(cache.expanduser())
+    if not path.is_file():
+        raise UnknownMemberError(
+            f"member {name!r} is not in {path.parent}: run `unmask models pull {published.name}` first"
+        )
+    return load_published(published.name, path, published.sha256)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from detectors.calibration import Calibration
-from detectors.members import SCHEMA, file_sha256
+from detectors.members import SCHEMA
+from detectors.registry import file_sha256
 from detectors.training.recipe import Recipe
 
 

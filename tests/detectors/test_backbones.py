@@ -3,9 +3,26 @@
 import pytest
 import torch
 
-from detectors.backbones import Architecture, FaceNetwork
+from detectors.backbones import Architecture, ArchitectureError, FaceNetwork, SiameseHead
 
 LITE0 = Architecture("tf_efficientnet_lite0", attention_block=4)
+VARIANTS = [
+    Architecture("tf_efficientnet_lite0", block, siamese=siamese)
+    for block in (None, 4)
+    for siamese in (False, True)
+]
+
+BACKBONES = {
+    "tf_efficientnet_b0": 1280,
+    "tf_efficientnet_b1": 1280,
+    "tf_efficientnet_b2": 1408,
+    "tf_efficientnet_b3": 1536,
+    "tf_efficientnet_b4": 1792,
+    "tf_efficientnet_b5": 2048,
+    "tf_efficientnet_b6": 2304,
+    "tf_efficientnet_b7": 2560,
+} | {f"tf_efficientnet_lite{n}": 1280 for n in range(5)}
+"""Channels of the pooled features."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +63,7 @@ def test_starts_undecided(network: FaceNetwork) -> None:
 
 @pytest.mark.parametrize("block", [-1, 16])
 def test_a_block_that_is_not_there_is_refused_by_number(block: int) -> None:
-    with pytest.raises(ValueError, match=rf"attention_block {block} .* expected 0 to 15"):
+    with pytest.raises(ArchitectureError, match=rf"attention_block {block} .* expected 0 to 15"):
         FaceNetwork(Architecture("tf_efficientnet_lite0", attention_block=block))
 
 
@@ -82,3 +99,84 @@ def test_training_reads_each_face_once() -> None:
     network.load_state_dict(plain.state_dict())
     faces = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(network.train()(faces)[0], plain.train()(faces)[0])
+
+
+@pytest.mark.parametrize(("backbone", "features"), BACKBONES.items())
+def test_any_efficientnet_takes_a_gate_and_a_siamese_head(backbone: str, features: int) -> None:
+    with torch.device("meta"):  # shapes alone: B7 has 64 million parameters
+        faces = torch.zeros(2, 3, 96, 96)
+        network = FaceNetwork(Architecture(backbone, attention_block=3, siamese=True)).eval()
+        logit, heat = network(faces)
+        assert logit.shape == (2,)
+        assert heat.shape[1] == heat.shape[2] >= 12
+        assert network.features(faces).shape == (2, features)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [("resnet18", r"is a ResNet: expected an EfficientNet, .*lite4"), ("nobody", r"Unknown model")],
+)
+def test_what_is_no_efficientnet_is_refused_by_name(backbone: str, said: str) -> None:
+    with pytest.raises(ArchitectureError, match=rf"backbone '{backbone}'.*{said}"):
+        FaceNetwork(Architecture(backbone, None))
+
+
+@pytest.mark.parametrize("architecture", VARIANTS, ids=str)
+def test_the_head_has_its_own_names_and_reads_the_features(architecture: Architecture) -> None:
+    torch.manual_seed(1)
+    network = FaceNetwork(architecture).eval()
+    outer = {name.rsplit(".", 1)[0] for name in network.state_dict() if not name.startswith("net.")}
+    assert outer == ({"head.0", "head.1"} if architecture.siamese else set()) | (
+        {"attention.conv"} if architecture.attention_block else set()
+    )
+    assert ("net.classifier.weight" in network.state_dict()) is not architecture.siamese
+    faces = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        head = network.net.classifier if network.head is None else network.head
+        torch.testing.assert_close(network(faces)[0], head(network.features(faces))[:, 0])
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+def test_without_a_gate_the_map_says_where_the_logit_comes_from(siamese: bool) -> None:
+    torch.manual_seed(1)
+    network = FaceNetwork(Architecture("tf_efficientnet_lite0", None, siamese=siamese)).eval()
+    if network.head is not None:
+        for tensor in (network.head[0].running_mean, network.head[0].running_var, network.head[0].bias):
+            torch.nn.init.uniform_(tensor, 0.5, 1.5)
+    with torch.no_grad():
+        logits, heat = network(torch.randn(2, 3, 96, 96))
+    assert heat.shape == (2, 3, 3)
+    assert logits.abs().min() > 1e-3
+    torch.testing.assert_close(torch.logit(heat.double()).mean((1, 2)).float(), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_siamese_head_folds_into_one_linear_function() -> None:
+    torch.manual_seed(1)
+    head = SiameseHead(7)
+    head(torch.randn(50, 7) * 3 + 2)  # in training: the running statistics move
+    head.eval()
+    pooled = torch.randn(5, 7)
+    torch.testing.assert_close(torch.nn.functional.linear(pooled, *head.folded()), head(pooled))
+
+
+def test_reading_the_map_in_training_leaves_the_siamese_statistics_to_the_logit() -> None:
+    torch.manual_seed(1)
+    network = FaceNetwork(Architecture("tf_efficientnet_lite0", None, siamese=True)).train()
+    network(torch.randn(4, 3, 64, 64))
+    assert network.head is not None
+    assert network.head[0].num_batches_tracked == 1
+
+
+def test_features_are_of_the_face_as_it_is() -> None:
+    torch.manual_seed(1)
+    plain = FaceNetwork(LITE0).eval()
+    mirrored = FaceNetwork(Architecture("tf_efficientnet_lite0", 4, mirrored=True)).eval()
+    mirrored.load_state_dict(plain.state_dict())
+    faces = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(mirrored.features(faces), plain.features(faces))
+
+
+def test_a_record_from_before_the_siamese_head_is_read_as_it_was_meant() -> None:
+    record = {"backbone": "tf_efficientnet_lite0", "attention_block": 4, "dropout": 0.2, "mirrored": True}
+    assert Architecture(**record) == Architecture("tf_efficientnet_lite0", 4, 0.2, True, siamese=False)
+    assert Architecture(**Architecture("b", None, siamese=True).to_json()).siamese

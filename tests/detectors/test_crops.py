@@ -1,10 +1,14 @@
 """Framing by both policies, edges of the picture, resampling, normalisation."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as Pillow
 
 from detectors.crops import (
     IMAGENET_MEAN,
@@ -12,6 +16,7 @@ from detectors.crops import (
     CropError,
     CropKind,
     CropPolicy,
+    Resampling,
     crop,
     fit,
     recrop,
@@ -131,3 +136,43 @@ def test_survives_json(policy: CropPolicy) -> None:
 def test_an_unknown_kind_is_refused_with_those_known() -> None:
     with pytest.raises(CropError, match=r"'loose'.*tight, margin_square"):
         CropPolicy.from_json(TIGHT.to_json() | {"kind": "loose"})
+
+
+PAPER = CropPolicy(CropKind.MARGIN_SQUARE, 224, side=0.2, top=0.4, resampling=Resampling.PIL_BILINEAR)
+
+
+def test_digests_from_before_the_resampling_field_stay_the_same() -> None:
+    assert "resampling" not in MARGIN.to_json()
+    assert MARGIN.digest() == "6634e5da9c64"
+    assert TIGHT.digest() == "1f5f3ec9fe5d"
+
+
+def test_the_papers_resampling_is_recorded_and_read_back() -> None:
+    assert PAPER.to_json()["resampling"] == "pil_bilinear"
+    again = CropPolicy.from_json(json.loads(json.dumps(PAPER.to_json())))
+    assert again == PAPER
+    assert again.digest() != replace(PAPER, resampling=Resampling.AREA).digest()
+    with pytest.raises(CropError, match=r"resampling 'cubic'.*area, pil_bilinear"):
+        CropPolicy.from_json(PAPER.to_json() | {"resampling": "cubic"})
+
+
+@pytest.mark.parametrize("side", [500, 224, 90])
+def test_the_papers_crop_is_pillows_bilinear_of_the_square(side: int) -> None:
+    """A face box of side/1.6 grows to `side`: .2 of its height on each side and below, .4 above."""
+    rng = np.random.default_rng(2)
+    image = rng.integers(256, size=(600, 600, 3), dtype=np.uint8)
+    height = side / 1.6
+    box = (50 + 0.3 * height, 40 + 0.4 * height, 50 + 1.3 * height, 40 + 1.4 * height)
+    expected = Pillow.fromarray(image[40 : 40 + side, 50 : 50 + side]).resize(
+        (224, 224), Pillow.Resampling.BILINEAR
+    )
+    face = crop(image, box, PAPER)
+    np.testing.assert_array_equal(face, np.asarray(expected))
+    assert face.flags.writeable
+    assert (side == 224) == np.array_equal(face, crop(image, box, replace(PAPER, resampling=Resampling.AREA)))
+
+
+def test_pillows_bilinear_does_not_alias() -> None:
+    checks = np.zeros((128, 128, 3), np.uint8)
+    checks[::2, ::2] = checks[1::2, 1::2] = 255
+    assert np.abs(fit(checks, 32, Resampling.PIL_BILINEAR)[1:-1, 1:-1].astype(int) - 127).max() <= 1

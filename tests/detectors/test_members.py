@@ -1,6 +1,7 @@
 """Loading members, refusing tampered ones, scoring crops; and the shipped member itself."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detectors.backbones import FaceNetwork
+from detectors.backbones import Architecture, FaceNetwork
 from detectors.calibration import Calibration, CalibrationKind, Scale
-from detectors.crops import CropKind, CropPolicy
+from detectors.crops import CropKind, CropPolicy, Resampling, fit
 from detectors.members import (
     DEFAULT_MEMBER,
     MemberError,
@@ -20,51 +21,49 @@ from detectors.members import (
     TamperedWeightsError,
     UnknownMemberError,
     crop_logits,
-    file_sha256,
     list_members,
     load_member,
     score_crop,
     score_crops,
 )
 from detectors.readings import Image
+from detectors.registry import file_sha256
 from detectors.training.export import export_member
-from detectors.training.recipe import Recipe
 
-TINY = Recipe(
-    name="tiny",
-    version="3",
-    backbone="test_efficientnet",
-    attention_block=1,
-    dropout=0.0,
-    mirrored=False,
-    crop=CropPolicy(CropKind.TIGHT, size=32, side=0.8),
-    seed=1,
-    epochs=1,
-    budget_minutes=None,
-    pairs=1,
-    blend_pairs=0,
-    authentic=(),
-    learning_rate=1e-3,
-    warmup=0.1,
-    weight_decay=0.0,
-    label_smoothing=0.0,
-    pair_weight=0.0,
-    ema_decay=0.9,
-    early_epoch=1,
-    early_share=0.0,
-)
+ARCHITECTURE = Architecture("test_efficientnet", attention_block=1)
+POLICY = CropPolicy(CropKind.TIGHT, size=32, side=0.8)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What the export reads of a recipe."""
+
+    name: str = "tiny"
+    version: str = "3"
+    crop: CropPolicy = POLICY
+    built: Architecture = ARCHITECTURE
+
+    def architecture(self) -> Architecture:
+        return self.built
+
+
 CALIBRATION = Calibration(CalibrationKind.SHIPPED, (Scale(1, 2.0, -0.5),), tau=0.5, sigma=0.5, data="made up")
+
+
+def export(directory: Path, tensors: dict[str, torch.Tensor], tiny: Tiny) -> None:
+    facts = {"licence": "Apache-2.0"}
+    export_member(directory, tensors, tiny, CALIBRATION, facts)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def network() -> FaceNetwork:
     torch.manual_seed(2)
-    return FaceNetwork(TINY.architecture()).eval()
+    return FaceNetwork(ARCHITECTURE).eval()
 
 
 @pytest.fixture
 def directory(tmp_path: Path, network: FaceNetwork) -> Path:
-    export_member(tmp_path / "tiny", network.state_dict(), TINY, CALIBRATION, {"licence": "Apache-2.0"})
+    export(tmp_path / "tiny", network.state_dict(), Tiny())
     return tmp_path / "tiny"
 
 
@@ -89,7 +88,7 @@ def rewrite(directory: Path, change: dict[str, torch.Tensor | None]) -> None:
 def test_comes_back_as_it_was_written(directory: Path, network: FaceNetwork) -> None:
     member = load_member(directory)
     assert (member.name, member.version, member.licence) == ("tiny", "3", "Apache-2.0")
-    assert member.policy == TINY.crop
+    assert member.policy == POLICY
     assert member.sha256 == file_sha256(directory / "weights.safetensors")
     assert member.calibration.kind is CalibrationKind.SHIPPED
     assert not member.module.training
@@ -165,6 +164,16 @@ def test_a_record_without_crop_policy_is_refused(directory: Path) -> None:
         load_member(directory)
 
 
+def test_a_record_of_a_network_that_cannot_be_built_is_refused(directory: Path) -> None:
+    record = json.loads((directory / "member.json").read_text())
+    record["architecture"]["backbone"] = "resnet18"
+    (directory / "member.json").write_text(json.dumps(record))
+    with pytest.raises(
+        MemberError, match=r"member\.json: .*'resnet18' is a ResNet: expected an EfficientNet"
+    ):
+        load_member(directory)
+
+
 def test_an_unknown_name_lists_those_known() -> None:
     with pytest.raises(UnknownMemberError, match=r"'nobody'.*one of: .*"):
         load_member("nobody")
@@ -173,6 +182,26 @@ def test_an_unknown_name_lists_those_known() -> None:
 def test_without_a_calibration_the_member_says_so(directory: Path) -> None:
     (directory / "calibration.json").unlink()
     assert load_member(directory).calibration.kind is CalibrationKind.NONE
+
+
+def test_a_member_without_attention_and_with_a_siamese_head_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    siamese = Architecture("test_efficientnet", attention_block=None, siamese=True)
+    tensors = FaceNetwork(siamese).state_dict()
+    export(tmp_path / "tiny", tensors, Tiny(built=siamese))
+    module = load_member(tmp_path / "tiny").module
+    torch.testing.assert_close(
+        module.state_dict()["head.1.weight"], tensors["head.1.weight"], atol=1e-4, rtol=0
+    )
+
+
+def test_a_recorded_resampling_is_the_one_that_scores(directory: Path) -> None:
+    member = load_member(directory)
+    other = replace(member, policy=replace(member.policy, resampling=Resampling.PIL_BILINEAR))
+    images = faces(2, size=90)
+    expected = [fit(image, 32, Resampling.PIL_BILINEAR) for image in images]
+    assert crop_logits(images, other) == pytest.approx(crop_logits(expected, member), abs=1e-5)
+    assert crop_logits(images, other) != pytest.approx(crop_logits(images, member), abs=1e-5)
 
 
 def test_scores_carry_the_calibration(directory: Path) -> None:
