@@ -18,8 +18,10 @@ from detectors.training.clips import load_clips
 from detectors.training.data import load_authentic, load_faces, resized
 from detectors.training.evaluate import ClipScore, evaluate
 from detectors.training.export import export_member
-from detectors.training.loop import fit, score
-from detectors.training.recipe import Recipe, load_recipe
+from detectors.training.layout import check_clips, check_layout
+from detectors.training.loop import fit
+from detectors.training.objective import score
+from detectors.training.recipe import Mode, Recipe, Schedule, load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +44,34 @@ def train(
     data_dir: Path,
     *,
     threads: int = 2,
+    device: str = "auto",
+    precision: str = "auto",
     hardware: str = "",
     on_progress: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Trains a recipe, or goes on where it was interrupted, then exports, calibrates and measures the member.
 
     Leaves the member in `out_dir/member/` (weights, member.json, calibration.json, card.md, its learning
-    curve) beside what `detectors.training.loop.fit` leaves. Returns the measured figures. Raises what `fit`
+    curve) beside what `detectors.training.loop.fit` leaves. Returns the measured figures. A run of mode
+    triplet gives no member, but features to train a head on; its record is returned. Raises what `fit`
     raises.
     """
-    fit(recipe_path, out_dir, data_dir, threads=threads, on_progress=on_progress)
+    recipe = load_recipe(recipe_path)
+    check_layout(data_dir, recipe.authentic)
+    if recipe.mode is not Mode.TRIPLET:
+        check_clips(data_dir)
+    record = fit(
+        recipe_path,
+        out_dir,
+        data_dir,
+        threads=threads,
+        device=device,
+        precision=precision,
+        on_progress=on_progress,
+    )
+    if recipe.mode is Mode.TRIPLET:
+        on_progress(f"features in {weights_file(out_dir, recipe)}: `start` of a recipe of mode head")
+        return record
     return finish(recipe_path, out_dir, data_dir, hardware=hardware, on_progress=on_progress)
 
 
@@ -66,7 +86,7 @@ def finish(
     """Exports the averaged weights as they are now, also in the middle of a training; returns the figures."""
     recipe = load_recipe(recipe_path)
     record = json.loads((out_dir / "record.json").read_text())
-    tensors = exported_weights(out_dir, recipe.early_share)
+    tensors = exported_weights(out_dir, recipe)
     directory, cache = out_dir / "member", out_dir / "cache"
     facts: dict[str, Any] = {
         "licence": "Apache-2.0",
@@ -108,28 +128,35 @@ def finish(
         "sha256": member.sha256,
     }
     (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (directory / f"{recipe.name}.md").write_text(model_card(recipe, record, described, metrics, hardware))
+    (directory / f"{recipe.name}.md").write_text(
+        model_card(recipe, record, described, metrics, hardware or record.get("hardware", ""))
+    )
     (directory / f"{recipe.name}.png").write_bytes((out_dir / "curve.png").read_bytes())
     on_progress(f"validation AUC {metrics['overall']['auc']:.4f}; member in {directory}")
     return metrics
 
 
-def exported_weights(out_dir: Path, early_share: float) -> dict[str, Tensor]:
-    """The last averaged weights, mixed with the early ones once there are any.
+def exported_weights(out_dir: Path, recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of `weights_file`, mixed with the early ones once there are any and the recipe wants that.
 
     After Wortsman et al., "Robust fine-tuning of zero-shot models": on one path of training, weights
     between an early and a late point keep the accuracy of the late one and more of the early one's outside
     of its data.
     """
-    last: dict[str, Tensor] = torch.load(out_dir / "average.pt", map_location="cpu", weights_only=True)
-    path = out_dir / "early.pt"
-    if not (early_share and path.exists()):
+    last: dict[str, Tensor] = torch.load(weights_file(out_dir, recipe), map_location="cpu", weights_only=True)
+    path, share = out_dir / "early.pt", recipe.early_share
+    if not (share and path.exists()):
         return last
     early: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return {
-        name: torch.lerp(tensor, early[name], early_share) if tensor.is_floating_point() else tensor
+        name: torch.lerp(tensor, early[name], share) if tensor.is_floating_point() else tensor
         for name, tensor in last.items()
     }
+
+
+def weights_file(out_dir: Path, recipe: Recipe) -> Path:
+    """Where a training left the weights that count: by the schedule the best ones, or the last average."""
+    return out_dir / ("best.pt" if recipe.schedule is Schedule.PLATEAU else "average.pt")
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class MaskHead(nn.Module):
         """Mask logits float32 [N, S / 16, S / 16] of the batch that the network read last."""
         if self._seen is None:
             raise RuntimeError("mask head: the network has read no batch yet")
-        cells: Tensor = self.conv(self._seen).float()[:, 0]
+        cells: Tensor = self.conv(self._seen.float())[:, 0]
         self._seen = None
         return cells
 

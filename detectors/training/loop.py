@@ -1,27 +1,20 @@
-"""The training loop: pairs in, checkpoints, a learning curve and the averaged weights out."""
+"""The training loop: batches in, checkpoints, a learning curve and the weights to export out."""
 
-import csv
-import ctypes
 import json
 import logging
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from detectors.backbones import FaceNetwork
-from detectors.crops import CropPolicy, to_tensor
-from detectors.members import load_member
+from detectors.training.average import Average, average_of
+from detectors.training.curve import learning_curve, write_csv
 from detectors.training.data import (
     DFDC,
     Batch,
@@ -31,49 +24,36 @@ from detectors.training.data import (
     load_faces,
     load_material,
     pair_batches,
-    resized,
 )
-from detectors.training.heads import MaskHead
-from detectors.training.imagenet import load_imagenet
-from detectors.training.losses import mask_loss
-from detectors.training.metrics import auc, log_loss
-from detectors.training.recipe import Recipe, load_recipe
+from detectors.training.hardware import Hardware, choose_hardware, keep_freed_memory, make_deterministic
+from detectors.training.layout import check_layout, check_strangers
+from detectors.training.objective import Inputs, Objective
+from detectors.training.prefetch import prefetched
+from detectors.training.recipe import Mode, Optimizer, Recipe, Schedule, load_recipe
+from detectors.training.sam import at_the_worst_nearby, frozen_statistics
+from detectors.training.schedule import Plateau, one_cycle
+from detectors.training.start import begin
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_S = 180.0
 """A kill costs at most three minutes; a checkpoint of 50 MB takes a tenth of a second."""
 LOG_S = 20.0
-PREFETCH = 4
-"""Batches prepared ahead by the one loader thread, which owns this queue."""
 GRADIENT_CLIP = 5.0
-FORMAT = 1
+SGD_MOMENTUM = 0.9
+"""Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images"."""
+FORMAT = 2
 
 
 @dataclass
 class _Progress:
-    """What a checkpoint remembers besides the tensors."""
+    """What a checkpoint remembers besides the tensors. `loss_sum` is over `loss_steps` since validation."""
 
     step: int = 0
     elapsed_s: float = 0.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-class _Average:
-    """Exponential moving average of every floating-point tensor of a network, norms' statistics included."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-    def update(self, network: nn.Module, step: int) -> None:
-        """Early on the average is short (Polyak warm-up), so that the starting weights are forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point():
-                self.tensors[name].lerp_(tensor.detach(), 1 - decay)
-            else:
-                self.tensors[name].copy_(tensor)
 
 
 def fit(
@@ -82,22 +62,31 @@ def fit(
     data_dir: Path,
     *,
     threads: int = 2,
+    device: str = "auto",
+    precision: str = "auto",
     clock: Callable[[], float] = time.monotonic,
     on_progress: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Trains a recipe, or goes on from `out_dir/checkpoint.pt`; returns the final record.
 
-    Leaves in `out_dir`: `checkpoint.pt`, `average.pt` and `early.pt` (the averaged weights, last and at
-    `early_epoch`; state dicts), `record.csv` (one row an epoch), `record.json`, `curve.png`. Equal seeds
-    give equal batches at equal steps whatever was interrupted; with `budget_minutes` the schedule also
-    depends on the machine's speed, and the record holds what it was. Raises RecipeError, DataError, or
-    ValueError when the checkpoint belongs to another recipe.
+    Leaves in `out_dir`: `checkpoint.pt`; the weights as state dicts, `average.pt` (the averaged ones, last),
+    `early.pt` (at `early_epoch`), `best.pt` (at the lowest validation loss, schedule plateau); `record.csv`
+    (one row a validation), `record.json`, `curve.png`. Equal seeds give equal batches at equal steps whatever
+    was interrupted, and on one machine equal weights to the bit; with `budget_minutes` the schedule also
+    depends on the machine's speed, and the record holds what it was. Raises RecipeError, DataError,
+    HardwareError, StartError, TeacherError, AverageError, or ValueError when the checkpoint belongs to
+    another recipe.
     """
     recipe = load_recipe(recipe_path)
+    hardware = choose_hardware(device, precision)
+    check_layout(data_dir, recipe.authentic)
     out_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
-    _keep_freed_memory()
+    keep_freed_memory()
+    make_deterministic()
     check = load_faces(data_dir, out_dir / "cache", "val")
+    if recipe.mode is Mode.AVERAGE:
+        return _average(recipe, out_dir, check, hardware, on_progress)
     material = load_material(
         data_dir,
         out_dir / "cache",
@@ -105,7 +94,8 @@ def fit(
         eigenfaces=set(recipe.pairs) != {DFDC},
         min_width=recipe.min_width,
     )
-    return _Run(recipe, out_dir, material, check, clock, on_progress).finish()
+    check_strangers(material.faces, check)
+    return _Run(recipe, out_dir, material, check, hardware, threads, clock, on_progress).finish()
 
 
 class _Run:
@@ -115,56 +105,79 @@ class _Run:
         out_dir: Path,
         material: Material,
         check: Faces,
+        hardware: Hardware,
+        threads: int,
         clock: Callable[[], float],
         on_progress: Callable[[str], None],
     ) -> None:
         self.recipe, self.out_dir, self.material, self.mix = recipe, out_dir, material, recipe.mix()
-        self.check_images, self.check_labels = resized(check.images, recipe.crop.size), check.labels
+        self.hardware, self.threads = hardware, threads
         self.clock, self.on_progress = clock, on_progress
         known = len(material.faces.pairs())
         self.per_epoch = known // self.mix.pairs
         if not self.per_epoch:
             raise DataError(f"train: {known} pairs, expected at least {self.mix.pairs} for one batch")
-        self.steps = math.ceil(self.per_epoch * recipe.epochs)
+        plateau = recipe.schedule is Schedule.PLATEAU
+        self.steps = recipe.iterations if plateau else math.ceil(self.per_epoch * recipe.epochs)
+        self.validate_every = recipe.validate_every if plateau else self.per_epoch
         torch.manual_seed(recipe.seed)
         self.network = FaceNetwork(recipe.architecture())
-        _start(self.network, recipe.start)
-        self.mask_head = MaskHead(self.network)
-        self.network.to(memory_format=torch.channels_last)
-        self.average = _Average(self.network, recipe.ema_decay)
-        self.optimizer = _optimizer(nn.ModuleList([self.network, self.mask_head]), recipe)
+        begin(self.network, recipe.start)
+        self.network.to(hardware.device).to(memory_format=torch.channels_last)
+        self.judged = FaceNetwork(recipe.architecture())
+        self.judged.to(hardware.device).to(memory_format=torch.channels_last).eval()
+        self.objective = Objective(recipe, self.network, check, hardware)
+        self.average = Average(self.network, recipe.ema_decay)
+        self.optimizer = _optimizer(self.objective.trained(), recipe)
+        self.scaler = hardware.scaler()
+        self.plateau = Plateau(recipe.learning_rate) if plateau else None
+        self.crops = len(check.labels)
         self.progress = _Progress()
         self._resume()
 
     def finish(self) -> dict[str, Any]:
-        recipe, state = self.recipe, self.progress
-        batches = _prefetched(
-            pair_batches(self.material, self.mix, seed=recipe.seed, size=recipe.crop.size, step=state.step)
-        )
+        state = self.progress
         base_s, started = state.elapsed_s, self.clock()
         saved = logged = started
-        first_step, losses = state.step, []
-        for batch in batches:
-            if state.step >= self.steps or self._share() >= 1:
+        first_step = state.step
+        for batch in self._batches():
+            if self._done():
                 break
-            losses.append(self._step(batch))
+            loss = self._step(batch)
             now = self.clock()
             state.elapsed_s = base_s + now - started
             if now - logged >= LOG_S:
-                rate = (state.step - first_step) * len(batch.labels) / (now - started)
-                self.on_progress(self._line(rate, float(np.mean(losses[-50:]))))
+                self.on_progress(self._line((state.step - first_step) / (now - started), loss))
                 logged = now
-            if state.step % self.per_epoch == 0:
-                self._evaluate(float(np.mean(losses)))
-                losses = []
+            if state.step % self.validate_every == 0:
+                self._validate()
                 state.elapsed_s = base_s + self.clock() - started
             if now - saved >= CHECKPOINT_S:
                 self._save()
                 saved = now
-        if losses:
-            self._evaluate(float(np.mean(losses)))
+        if state.loss_steps:
+            self._validate()
         self._save()
         return self._record()
+
+    def _batches(self) -> Iterator[Batch]:
+        def make(step: int) -> Batch:
+            return next(
+                pair_batches(
+                    self.material, self.mix, seed=self.recipe.seed, size=self.recipe.crop.size, step=step
+                )
+            )
+
+        loaders = 1 if self.hardware.device.type == "cpu" else self.threads
+        return prefetched(make, self.progress.step, loaders)
+
+    def _done(self) -> bool:
+        if self.progress.step >= self.steps or self._share() >= 1:
+            return True
+        if self.plateau is None:
+            return False
+        patience = self.recipe.patience
+        return self.plateau.exhausted or (patience is not None and self.plateau.stale >= patience)
 
     def _share(self) -> float:
         """How much of the schedule is spent, 0..1: by steps, or by time when that is further."""
@@ -173,61 +186,71 @@ class _Run:
             share = max(share, self.progress.elapsed_s / (60 * self.recipe.budget_minutes))
         return min(1.0, share)
 
+    def _rate(self) -> float:
+        if self.plateau is not None:
+            return self.plateau.rate
+        return self.recipe.learning_rate * one_cycle(self._share(), self.recipe.warmup)
+
     def _step(self, batch: Batch) -> float:
-        state, recipe = self.progress, self.recipe
+        state, trained = self.progress, self.objective.trained()
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * one_cycle(self._share(), recipe.warmup)
-        torch.manual_seed(recipe.seed * 1_000_003 + state.step)
-        self.network.train()
-        logits, _ = self.network(to_tensor(batch.images, recipe.crop))
-        labels = torch.from_numpy(batch.labels)
-        loss = pair_loss(logits, labels, recipe.label_smoothing, recipe.pair_weight)
-        if recipe.mask_weight:
-            loss = loss + recipe.mask_weight * mask_loss(self.mask_head(), torch.from_numpy(batch.masks))
+            group["lr"] = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
-        self.optimizer.step()
+        inputs = self.objective.prepare(batch, state.step)
+        value = self._backward(inputs)
+        if self.recipe.sam_rho:
+            with (
+                at_the_worst_nearby(trained.parameters(), self.recipe.sam_rho),
+                frozen_statistics(self.network),
+            ):
+                self._backward(inputs)
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(trained.parameters(), GRADIENT_CLIP)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update(self.network, state.step)
         state.step += 1
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"step {state.step}: the loss is {value}; lower the learning rate")
+        state.loss_sum += value
+        state.loss_steps += 1
         return value
 
-    def _evaluate(self, train_loss: float) -> None:
+    def _backward(self, inputs: Inputs) -> float:
+        loss = self.objective.loss(inputs)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _validate(self) -> None:
         state = self.progress
-        logits = score(self.averaged(), self.check_images, self.recipe.crop)
+        rate, train_loss = self._rate(), state.loss_sum / state.loss_steps
+        self.judged.load_state_dict(self.average.tensors)
         row = {
             "step": state.step,
             "epoch": state.step / self.per_epoch,
             "minutes": state.elapsed_s / 60,
             "schedule": self._share(),
+            "learning_rate": rate,
             "train_loss": train_loss,
-            "val_loss": log_loss(logits, self.check_labels),
-            "val_auc": auc(logits, self.check_labels),
-        }
+        } | self.objective.validate(self.judged)
+        state.loss_sum, state.loss_steps = 0.0, 0
         state.history.append(row)
-        _replace(self.out_dir / "average.pt", self.average.tensors)
+        replace_file(self.out_dir / "average.pt", self.average.tensors)
         if state.step == self.recipe.early_epoch * self.per_epoch:
-            _replace(self.out_dir / "early.pt", self.average.tensors)
-        _write_csv(self.out_dir / "record.csv", state.history)
-        (self.out_dir / "record.json").write_text(json.dumps(self._record(), indent=2))
-        learning_curve(state.history, self.out_dir / "curve.png")
+            replace_file(self.out_dir / "early.pt", self.average.tensors)
+        if self.plateau is not None and self.plateau.validated(row["val_loss"]):
+            replace_file(self.out_dir / "best.pt", self.average.tensors)
+        _report(self.out_dir, self._record())
         self.on_progress(
             f"epoch {row['epoch']:.2f}: val AUC {row['val_auc']:.4f}, val loss {row['val_loss']:.4f}, "
             f"train loss {train_loss:.4f}, {row['minutes']:.0f} min"
         )
 
-    def averaged(self) -> FaceNetwork:
-        network = FaceNetwork(self.recipe.architecture())
-        network.load_state_dict(self.average.tensors)
-        return network.to(memory_format=torch.channels_last).eval()
-
     def _record(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.to_json(),
-            "crops": {"train": len(self.material.faces.labels), "val": len(self.check_labels)},
+            "hardware": str(self.hardware),
+            "crops": {"train": len(self.material.faces.labels), "val": self.crops},
             "authentic": {name: len(source.points) for name, source in self.material.sources.items()},
             "steps": self.progress.step,
             "planned_steps": self.steps,
@@ -235,29 +258,31 @@ class _Run:
             "history": self.progress.history,
         }
 
-    def _line(self, rate: float, loss: float) -> str:
+    def _line(self, steps_per_s: float, loss: float) -> str:
         state = self.progress
-        left = (self.steps - state.step) * 2 * self.mix.pairs / rate / 60
+        left = (self.steps - state.step) / steps_per_s / 60
         if self.recipe.budget_minutes is not None:
             left = min(left, self.recipe.budget_minutes - state.elapsed_s / 60)
         return (
             f"step {state.step}/{self.steps} ({100 * self._share():.1f} % of the schedule), loss {loss:.4f}, "
-            f"{rate:.1f} crops/s, {left:.0f} min left"
+            f"{steps_per_s * 2 * self.mix.pairs:.1f} crops/s, "
+            f"{'at most ' if self.plateau else ''}{left:.0f} min left"
         )
 
     def _save(self) -> None:
-        _replace(
+        mask_head = self.objective.mask_head
+        replace_file(
             self.out_dir / "checkpoint.pt",
             {
                 "format": FORMAT,
                 "recipe": json.dumps(self.recipe.to_json()),
                 "network": self.network.state_dict(),
-                "mask_head": self.mask_head.state_dict(),
+                "mask_head": mask_head and mask_head.state_dict(),
                 "average": self.average.tensors,
                 "optimizer": self.optimizer.state_dict(),
-                "step": self.progress.step,
-                "elapsed_s": self.progress.elapsed_s,
-                "history": self.progress.history,
+                "scaler": self.scaler.state_dict(),
+                "plateau": self.plateau and asdict(self.plateau),
+                "progress": asdict(self.progress),
             },
         )
 
@@ -265,131 +290,68 @@ class _Run:
         path = self.out_dir / "checkpoint.pt"
         if not path.exists():
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["recipe"] != json.dumps(self.recipe.to_json()):
+        saved = torch.load(path, map_location=self.hardware.device, weights_only=True)
+        if saved["format"] != FORMAT or saved["recipe"] != json.dumps(self.recipe.to_json()):
             raise ValueError(f"{path}: made by another recipe; choose another --out or remove it")
         self.network.load_state_dict(saved["network"])
-        self.mask_head.load_state_dict(saved["mask_head"])
+        if self.objective.mask_head is not None:
+            self.objective.mask_head.load_state_dict(saved["mask_head"])
         self.average.tensors = saved["average"]
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.progress = _Progress(saved["step"], saved["elapsed_s"], saved["history"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if saved["plateau"] is not None:
+            self.plateau = Plateau(**saved["plateau"])
+        self.progress = _Progress(**saved["progress"])
         self.on_progress(f"going on from step {self.progress.step}")
 
 
-def _start(network: FaceNetwork, start: str) -> None:
-    """Fills a network with ImageNet's weights, or with those of the member of that name or directory."""
-    if start == "imagenet":
-        load_imagenet(network)
-        return
-    network.load_state_dict(load_member(start).module.state_dict())
+def _average(
+    recipe: Recipe, out_dir: Path, check: Faces, hardware: Hardware, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Mode average: no step is taken; the mean is validated and left as `average.pt`."""
+    tensors = average_of([Path(path) for path in recipe.average])
+    network = FaceNetwork(recipe.architecture())
+    network.load_state_dict(tensors)
+    network.to(device=hardware.device).eval()
+    found = Objective(recipe, network, check, hardware).validate(network)
+    replace_file(out_dir / "average.pt", tensors)
+    row = {"step": 0, "epoch": 0.0, "minutes": 0.0, "train_loss": math.nan} | found
+    record = {
+        "recipe": recipe.to_json(),
+        "hardware": str(hardware),
+        "crops": {"train": 0, "val": len(check.labels)},
+        "authentic": {},
+        "steps": 0,
+        "planned_steps": 0,
+        "minutes": 0.0,
+        "history": [row],
+    }
+    _report(out_dir, record)
+    on_progress(f"mean of {len(recipe.average)} runs: val AUC {found['val_auc']:.4f}")
+    return record
 
 
-def pair_loss(logits: Tensor, labels: Tensor, smoothing: float, pair_weight: float) -> Tensor:
-    """Cross-entropy, and a manipulated crop should score above its own original.
-
-    `logits` and `labels` [2P]: the authentic half first, partners in the same order.
-    """
-    targets = labels * (1 - smoothing) + smoothing / 2
-    real, fake = logits.chunk(2)
-    return F.binary_cross_entropy_with_logits(logits, targets) + pair_weight * F.softplus(real - fake).mean()
-
-
-def one_cycle(share: float, warmup: float) -> float:
-    """Factor on the peak learning rate: up linearly from a tenth, down along a cosine to a thousandth."""
-    if share < warmup:
-        return 0.1 + 0.9 * share / warmup
-    return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
-
-
-def score(
-    network: nn.Module, images: NDArray[np.uint8], policy: CropPolicy, batch: int = 64
-) -> NDArray[np.float32]:
-    """Logits float32 [N] of uint8 crops [N, S, S, 3], in evaluation mode."""
-    parts = [np.empty(0, np.float32)]
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            logits, _ = network(to_tensor(images[start : start + batch], policy))
-            parts.append(logits.float().numpy())
-    return np.concatenate(parts)
-
-
-def learning_curve(history: list[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG: losses on the left axis, validation AUC on the right one, over epochs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.add_subplot()
-    epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["train_loss"] for row in history], label="training loss (with pair term)")
-    left.plot(epochs, [row["val_loss"] for row in history], label="validation LogLoss")
-    left.set(xlabel="epoch", ylabel="loss")
-    right = left.twinx()
-    right.plot(epochs, [row["val_auc"] for row in history], "k.-", label="validation AUC")
-    right.set(ylabel="AUC", ylim=(0.5, 1))
-    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def _optimizer(trained: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """No weight decay on biases and norms."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in trained.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if recipe.optimizer is Optimizer.SGD:
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=SGD_MOMENTUM)
+    if recipe.optimizer is Optimizer.ADAM:
+        return torch.optim.Adam(groups, lr=recipe.learning_rate)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
-def _prefetched(source: Iterator[Batch]) -> Iterator[Batch]:
-    """Runs `source` in one thread, PREFETCH items ahead; its error is raised here."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
-    stop = threading.Event()
-
-    def work() -> None:
-        try:
-            for item in source:
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            ready.put(error)
-
-    threading.Thread(target=work, name="loader", daemon=True).start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
+def _report(out_dir: Path, record: dict[str, Any]) -> None:
+    write_csv(out_dir / "record.csv", record["history"])
+    (out_dir / "record.json").write_text(json.dumps(record, indent=2))
+    learning_curve(record["history"], out_dir / "curve.png")
 
 
-def _keep_freed_memory() -> None:
-    """Keeps glibc from returning every freed activation to the kernel: 29 crops/s became 50 on two cores."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    m_trim_threshold, m_mmap_max = -1, -4
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def _replace(path: Path, content: object) -> None:
+def replace_file(path: Path, content: object) -> None:
     """Writes beside the file and renames, so that a kill leaves the old one or the new one, whole."""
     part = path.with_suffix(".part")
     torch.save(content, part)
     part.replace(path)
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -74,7 +74,8 @@ def mask_loss(predicted: Tensor, masks: Tensor) -> Tensor:
     `masks` [N, H, W] in 0..1, NaN where unknown: such cells count nothing. Logits of a finer grid are
     averaged to that of the masks.
     """
-    cells = F.adaptive_avg_pool2d(predicted.float()[:, None], masks.shape[1:])[:, 0]
+    height, width = masks.shape[1:]
+    cells = F.adaptive_avg_pool2d(predicted.float()[:, None], (height, width))[:, 0]
     known = torch.isfinite(masks)
     each = F.binary_cross_entropy_with_logits(cells, masks.nan_to_num(), reduction="none")
     return (each * known).sum() / known.sum().clamp(min=1)
