@@ -1,29 +1,37 @@
 """How far the picture of one face can be believed. It only ever lowers confidence (SCIENCE D, remedy 1)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors import advisory
+from detectors.limits import QualityLimits
 from detectors.readings import Box, Image, Landmarks, Quality, Reason
 
-FACE_HEIGHT = 128
-"""Height in pixels to which every face is brought before its sharpness is measured: a Laplacian variance
-depends on the scale, and members see faces of about this size."""
-CONTRAST = 1000.0
-"""Grey variance (a standard deviation of 32 levels, that of a well-lit face) to which sharpness is referred,
-so that a dark face is not also called blurred: a third of the light cuts the plain figure by ten."""
-CONTRAST_FLOOR = 25.0
-"""Grey variance added before dividing: what 8-bit noise has on a face without any contrast."""
+__all__ = ["QualityLimits", "measure", "pose", "reasons_of", "with_qp"]
+
+FACE_HEIGHT = 160
+"""Pixels to which larger faces are reduced before their sharpness is measured: members see no more. Smaller
+ones stay as they are, because a small face is not blurred by being small."""
+HALF_FLOOR, QUARTER_FLOOR = 0.5, 2.0
+"""Added to the variances at half and at quarter size: what 8-bit noise has there. A face without any contrast
+has then their ratio, and is dark or flat, not blurred."""
+ADVISED_HEIGHT = 128
+"""Pixels to which every face is brought before it is looked at for what it is (`detectors.advisory`)."""
 INNER = 0.8
 """Share of the box, about its centre, that is measured: hair and background are not the face."""
 BLOCK = 8
 """Side in pixels of the blocks in which JPEG, MPEG-2 and most of H.264 transform."""
+SMALL_BLOCK = 4
+"""Side of H.264's smallest transform: on its borders alone little is left at high compression."""
 STEP_FLOOR = 1.0
 """Grey levels added to steps on and off the block grid, so that flat skin makes no ratio out of noise."""
+CHANGE_FLOOR = 0.05
+"""Share added to the shares of changing pixels, for the same reason."""
 SMALLEST = 16
 """Pixels of a side below which nothing can be measured: two blocks."""
 
@@ -38,37 +46,14 @@ NOSE_PER_HEIGHT = 0.45
 
 
 @dataclass(frozen=True, slots=True)
-class QualityLimits:
-    """Beyond a limit a face is not decided upon, with the reason. A lower limit of 0 never bites.
-
-    Set so that of authentic faces 99 % (300 portraits and FFHQ), 94 % (300 LFW) and 93 % (350 DFDC crops of
-    `val`) keep all of them; the percentiles below are of these.
-    """
-
-    min_face_px: float = 64.0
-    """Pixels of the shorter side. 99 % of the crops that members learn from come from above 74."""
-    min_sharpness: float = 25.0
-    """Laplacian variance at `FACE_HEIGHT` and `CONTRAST`. 5th percentiles: portraits 222, LFW 24, DFDC 31;
-    medians after a blur of sigma 2, which makes authentic faces score as manipulated: 28, 11, 22."""
-    min_brightness: float = 30.0
-    """Mean grey level. 1st and 5th percentile of DFDC 19 and 32, of LFW 77 and 88. Kept low because dark
-    skin in fair light must pass."""
-    max_blockiness: float = 2.0
-    """Steps on the block grid to steps off it; 1 is no grid. 99th percentiles 1.2, 1.3, 1.5; medians after
-    JPEG 30, 20, 10 of DFDC: 1.7, 2.1, 3.0. H.264 smooths its block edges away: two clips encoded at CRF 47
-    had a median of 1.06, and on seven neither flatness nor high frequencies told CRF 47 from the original.
-    Such a picture is only noticed once it is blurred."""
-    max_yaw_deg: float = 45.0
-    """99th percentile of LFW 41."""
-    max_pitch_deg: float = 35.0
-    """99th percentile of LFW 25."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Rule:
     reason: Reason
     room: float
     """How well the limit is kept: 1 exactly, more is better, 2 or .5 times the limit are clear of it."""
+
+
+ADVISED = 0.5
+"""Room of a face that an advisory speaks against: they are either silent or final, and leave no weight."""
 
 
 def measure(image: Image, box: Box, landmarks: Landmarks | None, limits: QualityLimits) -> Quality:
@@ -81,15 +66,34 @@ def measure(image: Image, box: Box, landmarks: Landmarks | None, limits: Quality
     parts = {"face_px": min(box[2] - box[0], box[3] - box[1])}
     grey, left, top = _inner(image, box)
     if min(grey.shape) < SMALLEST:
-        return Quality(0.0, parts, (Reason.SMALL_FACE,))
-    parts["sharpness"] = _sharpness(grey, box[3] - box[1])
+        return _judged(parts, limits)
+    height = box[3] - box[1]
+    parts["sharpness"] = _sharpness(grey, height)
     parts["brightness"] = float(grey.mean())
     parts["blockiness"] = _blockiness(grey, left, top)
+    parts["grid"] = _grid(grey, left, top)
+    parts |= advisory.parts(grey, _scaled(grey, ADVISED_HEIGHT / height))
     if landmarks is not None:
         parts["yaw"], parts["pitch"], parts["roll"] = pose(landmarks)
-    rules = list(_rules(parts, limits))
-    reasons = dict.fromkeys(rule.reason for rule in rules if rule.room < 1)
-    return Quality(min(_smooth(rule.room - 0.5) for rule in rules), parts, tuple(reasons))
+    return _judged(parts, limits)
+
+
+def reasons_of(parts: Mapping[str, float], limits: QualityLimits) -> tuple[Reason, ...]:
+    """Return why a face with these parts, as `measure` and `with_qp` tell them, is not decided upon.
+
+    A face of which too little is seen has `face_px` alone, and is small whatever that says.
+    """
+    return tuple(dict.fromkeys(rule.reason for rule in _rules(parts, limits) if rule.room < 1))
+
+
+def with_qp(quality: Quality, qp: float | None, limits: QualityLimits) -> Quality:
+    """Return the quality of the same face with the quantiser of its picture (0..51) taken into account.
+
+    None (the codec does not tell) and a face of which nothing was measured change nothing.
+    """
+    if qp is None or "sharpness" not in quality.parts:
+        return quality
+    return _judged({**quality.parts, "qp": qp}, limits)
 
 
 def pose(landmarks: Landmarks) -> tuple[float, float, float]:
@@ -117,15 +121,31 @@ def pose(landmarks: Landmarks) -> tuple[float, float, float]:
     return math.degrees(yaw), math.degrees(pitch), math.degrees(roll)
 
 
-def _rules(parts: dict[str, float], limits: QualityLimits) -> Iterator[_Rule]:
+def _judged(parts: dict[str, float], limits: QualityLimits) -> Quality:
+    weight = min(_smooth(rule.room - 0.5) for rule in _rules(parts, limits))
+    return Quality(weight, parts, reasons_of(parts, limits))
+
+
+def _rules(parts: Mapping[str, float], limits: QualityLimits) -> Iterator[_Rule]:
+    if "sharpness" not in parts:
+        yield _Rule(Reason.SMALL_FACE, 0.0)
+        return
     yield _Rule(Reason.SMALL_FACE, _at_least(parts["face_px"], limits.min_face_px))
     yield _Rule(Reason.BLUR, _at_least(parts["sharpness"], limits.min_sharpness))
     yield _Rule(Reason.LOW_LIGHT, _at_least(parts["brightness"], limits.min_brightness))
-    excess, allowed = parts["blockiness"] - 1, limits.max_blockiness - 1
-    yield _Rule(Reason.COMPRESSION, _at_most(excess, allowed))
+    yield _Rule(Reason.COMPRESSION, _at_most(parts["blockiness"] - 1, limits.max_blockiness - 1))
+    yield _Rule(Reason.COMPRESSION, _at_most(parts["grid"] - 1, limits.max_grid - 1))
+    if "qp" in parts:
+        yield _Rule(Reason.COMPRESSION, _at_most(parts["qp"], limits.max_qp))
     if "yaw" in parts:
         yield _Rule(Reason.POSE, _at_most(abs(parts["yaw"]), limits.max_yaw_deg))
         yield _Rule(Reason.POSE, _at_most(abs(parts["pitch"]), limits.max_pitch_deg))
+    if limits.max_moire and parts.get("moire", 0.0) > limits.max_moire:
+        yield _Rule(Reason.SCREEN_IN_PICTURE, ADVISED)
+    if limits.max_flat_colour and parts["flat_colour"] > limits.max_flat_colour:
+        yield _Rule(Reason.NOT_A_PERSON, ADVISED)
+    if parts["skin_detail"] < limits.min_skin_detail:
+        yield _Rule(Reason.EDITED, ADVISED)
 
 
 def _at_least(value: float, limit: float) -> float:
@@ -161,12 +181,23 @@ def _inner(image: Image, box: Box) -> tuple[NDArray[np.uint8], int, int]:
     return grey, left, top
 
 
-def _sharpness(grey: NDArray[np.uint8], box_height: float) -> float:
-    scale = FACE_HEIGHT / box_height
+def _scaled(grey: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     size = (max(round(grey.shape[1] * scale), 3), max(round(grey.shape[0] * scale), 3))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    face = cv2.resize(grey, size, interpolation=way).astype(np.float32)
-    return float(cv2.Laplacian(face, cv2.CV_32F).var() * CONTRAST / (face.var() + CONTRAST_FLOOR))
+    face: NDArray[np.uint8] = cv2.resize(grey, size, interpolation=way)
+    return face
+
+
+def _sharpness(grey: NDArray[np.uint8], box_height: float) -> float:
+    """Return the Laplacian's variance at half size to that at quarter size.
+
+    Blur takes the finer of two octaves first, whatever the face's contrast; reducing the picture moves both
+    alike. The finest octave of all says less: it is sensor noise as often as detail.
+    """
+    face = _scaled(grey, min(1.0, FACE_HEIGHT / box_height))
+    half, quarter = (_scaled(face, share).astype(np.float32) for share in (0.5, 0.25))
+    fine, coarse = (float(cv2.Laplacian(octave, cv2.CV_32F).var()) for octave in (half, quarter))
+    return (fine + HALF_FLOOR) / (coarse + QUARTER_FLOOR)
 
 
 def _blockiness(grey: NDArray[np.uint8], left: int, top: int) -> float:
@@ -179,3 +210,23 @@ def _step_ratio(levels: NDArray[np.float32], start: int) -> float:
     steps = np.abs(np.diff(levels, axis=1)).mean(axis=0)
     on_grid = (np.arange(start + 1, start + 1 + len(steps)) % BLOCK) == 0
     return float((steps[on_grid].mean() + STEP_FLOOR) / (steps[~on_grid].mean() + STEP_FLOOR))
+
+
+def _grid(grey: NDArray[np.uint8], left: int, top: int) -> float:
+    """Return how much more often something changes across borders of 8 px blocks than of 4 px ones.
+
+    What changes is the mixed second difference, which edges and gradients along an axis leave at 0. Where a
+    codec predicts whole blocks and adds nothing, it is 0 inside of them and not across their borders.
+    """
+    levels = grey.astype(np.int16)
+    mixed = levels[1:, 1:] - levels[1:, :-1] - levels[:-1, 1:] + levels[:-1, :-1]
+    changes = mixed != 0
+    return _border_ratio(changes, left, top, BLOCK) / _border_ratio(changes, left, top, SMALL_BLOCK)
+
+
+def _border_ratio(changes: NDArray[np.bool_], left: int, top: int, side: int) -> float:
+    """Return (share of changes across borders of blocks of `side` px) / (share within)."""
+    rows = np.arange(top + 1, top + 1 + changes.shape[0]) % side == 0
+    columns = np.arange(left + 1, left + 1 + changes.shape[1]) % side == 0
+    across = rows[:, None] | columns
+    return float((changes[across].mean() + CHANGE_FLOOR) / (changes[~across].mean() + CHANGE_FLOOR))

@@ -1,6 +1,6 @@
 """Records that the detectors exchange: boxes, quality, readings of one face."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -54,7 +54,7 @@ class Detection:
 class Quality:
     """How far one face picture can be believed: `weight` in 0..1 and what pulled it down.
 
-    `parts` holds the measured values (face_px, sharpness, brightness, blockiness, yaw, pitch, roll).
+    `parts` holds the measured values by name (`detectors.quality`, `detectors.advisory`).
     `reasons` is empty when the face is good enough to be decided upon.
     """
 
@@ -67,8 +67,10 @@ class Quality:
 class FaceReading:
     """All that is known of one face in one frame, before tracking.
 
-    `logits` per member name (> 0 manipulated), `fused` their mean; `crop` is the first member's input
-    (S, S, 3) uint8 RGB; `attention` is its map (h, w) float32 in 0..1.
+    `logits` per member name (> 0 manipulated), raw; `fused` is what the ensemble makes of them; `crop` is the
+    first member's input (S, S, 3) uint8 RGB; `attention` is its map (h, w) float32 in 0..1. `shadow` holds
+    raw logits of members that have no say: recorded, never fused. `maps` are those of all members that saw
+    the face framed as in `crop`, the first one's included; empty where nobody kept them.
     """
 
     detection: Detection
@@ -77,3 +79,5 @@ class FaceReading:
     fused: float
     crop: Image
     attention: NDArray[np.float32]
+    shadow: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)

@@ -23,18 +23,24 @@ def portrait() -> Image:
     return np.ascontiguousarray(picture[:, :, ::-1])
 
 
-def reference_crops(detector: MtcnnDetector, policy: CropPolicy) -> Tensor:
-    """Return crops of one real face as `policy` frames them, float32 (12, 3, S, S), ready for a member.
+def reference_face(detector: MtcnnDetector) -> Box:
+    """Return where the detector finds the face in the portrait.
 
-    Two framings each of the face as it is, mirrored, dark, bright, blurred and small, so that logits spread.
-    Raises `LookupError` when the detector finds no face, which is a broken installation.
+    Raises `LookupError` when it finds none, which is a broken installation.
     """
-    picture = portrait()
-    faces = detector.detect([picture])[0]
+    faces = detector.detect([portrait()])[0]
     if not faces:
         raise LookupError("no face found in the reference portrait; the detector or its weights are broken")
-    crops = [crop(seen, box, policy) for seen in _seen(picture) for box in _framed(faces[0].box)]
-    mirrored = [face[:, ::-1] for face in crops[:2]]
+    return faces[0].box
+
+
+def reference_crops(face: Box, policy: CropPolicy) -> Tensor:
+    """Return crops of the portrait's face as `policy` frames them, float32 (12, 3, S, S), ready for a member.
+
+    Two framings each of the face as it is, mirrored, dark, bright, blurred and small, so that logits spread.
+    """
+    crops = [crop(seen, box, policy) for seen in _seen(portrait()) for box in _framed(face)]
+    mirrored = [seen[:, ::-1] for seen in crops[:2]]
     return to_tensor(np.stack(crops + mirrored), policy)
 
 

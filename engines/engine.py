@@ -3,15 +3,22 @@
 Engines know networks and hardware; of faces, verdicts and streams they know nothing.
 """
 
+import hashlib
 import importlib
+import inspect
+import json
 import logging
 import os
+import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -84,7 +91,8 @@ def build(
     and, process-wide, for PyTorch; 0 chooses as `default_threads`.
 
     An engine that is missing, fails or disagrees is refused with one warning. Eager fp32 is what the others
-    are measured by and serves when all were refused. Raises `ValueError` for an unknown name, for a
+    are measured by and serves when all were refused. Its answers are kept in `cache_dir`, being the same each
+    time; the others are compared with them at every start. Raises `ValueError` for an unknown name, for a
     `reference` of another shape, and when the network itself gives numbers that are not finite.
     """
     if reference.ndim != 4 or reference.shape[1] != 3 or len(reference) == 0:
@@ -93,13 +101,15 @@ def build(
         if name not in ("openvino", "eager"):
             raise ValueError(f"engine {name!r} is unknown; it must be openvino or eager")
     threads = threads or default_threads()
-    eager = EagerEngine(network.module, "fp32", threads)
-    expected = eager(reference)
-    if not (np.isfinite(expected[0]).all() and np.isfinite(expected[1]).all()):
-        raise ValueError(f"network {network.name} gives numbers that are not finite on the reference crops")
+    # for the whole process, face detection included; eager fp32 would set it, and is not always needed
+    torch.set_num_threads(threads)
+    eager = partial(EagerEngine, network.module, "fp32", threads)
+    expected: Output | None = None
     for name in order:
         if name == "eager" and precision == "fp32":
-            return eager
+            break
+        if expected is None:
+            expected = _answers(network, reference, cache_dir / "reference", eager)
         try:
             engine = _make(name, network, precision, threads, cache_dir, reference)
             problem = disagreement(expected, engine(reference), to_probability)
@@ -108,8 +118,13 @@ def build(
         if problem is None:
             return engine
         logger.warning("engine %s %s refused for %s: %s", name, precision, network.name, problem)
-    logger.warning("no engine of %s can serve %s: eager fp32 does", ", ".join(order) or "none", network.name)
-    return eager
+    else:
+        tried = ", ".join(order) or "none"
+        logger.warning("no engine of %s can serve %s: eager fp32 does", tried, network.name)
+    served = eager()
+    if expected is None:
+        _checked(network, served(reference))
+    return served
 
 
 def default_threads() -> int:
@@ -141,6 +156,58 @@ def disagreement(expected: Output, found: Output, to_probability: Callable[[floa
     if apart > MAX_ATTENTION_CHANGE:
         return f"attention maps differ by up to {apart:.3f}, more than {MAX_ATTENTION_CHANGE}"
     return None
+
+
+def graph_hash(module: nn.Module) -> str:
+    """Return a hash of the layers and of the source of their classes: what a network computes, whatever its
+    weights. Tracing anew would cost the seconds that caches are to save."""
+    digest = hashlib.sha256(repr(module).encode())
+    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
+        digest.update(_source(kind))  # type: ignore[arg-type]  # a class hashes, whatever its instances do
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _source(kind: type) -> bytes:
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):  # made at run time: the repr of its module is all there is
+        return b""
+
+
+def _answers(network: Network, reference: Tensor, folder: Path, eager: Callable[[], EagerEngine]) -> Output:
+    """Return what eager fp32 says of the reference, from `folder` if it was asked before."""
+    facts = {
+        "weights": network.sha256,
+        "graph": graph_hash(network.module),
+        "reference": hashlib.sha256(reference.contiguous().numpy().tobytes()).hexdigest(),
+        "torch": torch.__version__,
+    }
+    path = folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}.npz"
+    try:
+        with np.load(path) as kept:
+            return kept["logits"], kept["attention"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        answers = _checked(network, eager()(reference))
+    _keep(path, answers)
+    return answers
+
+
+def _checked(network: Network, answers: Output) -> Output:
+    if not (np.isfinite(answers[0]).all() and np.isfinite(answers[1]).all()):
+        raise ValueError(f"network {network.name} gives numbers that are not finite on the reference crops")
+    return answers
+
+
+def _keep(path: Path, answers: Output) -> None:
+    """Write the reference's answers so that no other process ever sees half of them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, logits=answers[0], attention=answers[1])
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.warning("answers of the reference are not kept: %s", error)
 
 
 def _make(

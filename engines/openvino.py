@@ -1,7 +1,6 @@
 """OpenVINO on the CPU: several times as fast as eager PyTorch on small networks."""
 
 import hashlib
-import inspect
 import json
 import logging
 import shutil
@@ -14,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # OpenVINO reports its use to its makers as soon as it is imported, unless the package that does so is
 # missing. A program that watches other people's video tells nobody.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov  # noqa: E402
 
-from engines.engine import EngineUnavailableError, Network, Output, Precision  # noqa: E402
+from engines.engine import EngineUnavailableError, Network, Output, Precision, graph_hash  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def cache_key(network: Network, precision: Precision, example: Tensor) -> str:
     """Return 64 hex digits that change with anything the converted network depends on (DESIGN 3.7)."""
     facts = {
         "weights": network.sha256,
-        "graph": _graph_hash(network.module),
+        "graph": graph_hash(network.module),
         "shape": list(example.shape[1:]),
         "precision": precision,
         "device": DEVICE,
@@ -86,19 +85,6 @@ def cache_key(network: Network, precision: Precision, example: Tensor) -> str:
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _graph_hash(module: nn.Module) -> str:
-    """Return a hash of the layers and of the source of their classes: tracing anew would cost the seconds
-    that the cache is to save."""
-    classes = sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__)
-    digest = hashlib.sha256(repr(module).encode())
-    for kind in classes:
-        try:
-            digest.update(inspect.getsource(kind).encode())
-        except (OSError, TypeError):  # made at run time: its repr is all there is
-            continue
-    return digest.hexdigest()
 
 
 def _cached(core: ov.Core, folder: Path) -> "ov.Model | None":

@@ -15,11 +15,13 @@ from stream import alerts
 from stream.alerts import Provenance
 from stream.config import Config
 from stream.controls import End, Gap, Tick, from_body
+from stream.drift import Drift
 from stream.errors import Code, UnmaskError
-from stream.evidence import ChunkIndex, EvidenceStore, overlay, png
+from stream.evidence import ChunkIndex, EvidenceStore, png
 from stream.feeds import Feed, FeedState
 from stream.foreign import Place
 from stream.frames import Applied, Dropped, Failed, ResumePoint, SampledFrame, ScoredFrame
+from stream.gate import gated, quality_limits
 from stream.incidents import (
     ClipRequest,
     CloseReason,
@@ -35,6 +37,7 @@ from stream.incidents import (
     random_id,
 )
 from stream.looked import Looked
+from stream.overlay import overlay
 from stream.records import SCHEMA, Control, Kind, is_replay
 from stream.scores import DroppedRecord, ScoreRecord, VerdictRecord
 from stream.verdicts import (
@@ -44,6 +47,7 @@ from stream.verdicts import (
     Calibration,
     Hysteresis,
     Judgement,
+    correlation_s,
     judge,
     worst,
 )
@@ -80,6 +84,8 @@ class _Track:
     crops: list[Crop] = field(default_factory=list)
     muted: bool = False
     """An incident about this face was retracted: it accuses no more."""
+    compared_us: int | None = None
+    """When it was last counted among the looks that tell of drift."""
 
     @property
     def key(self) -> str:
@@ -118,17 +124,19 @@ class StreamAggregate:
     ) -> None:
         self.stream = stream
         self._settings = settings
+        self._limits = quality_limits(settings)
         self._calibration = calibration
         self._provenance = provenance
         self._evidence = evidence
         self._window_us = round(settings.verdict.window_s * MICRO)
+        self._correlation_s = correlation_s(calibration)
         self._grace_us = round(settings.incidents.epoch_grace_s * MICRO)
         self._lost_us = round(settings.faces.track_lost_s * MICRO)
         self._record_us = round(settings.verdict.record_every_s * MICRO)
         self._new_id = new_id or (derived_id if settings.deterministic else random_id)
         self._tracker = Tracker(settings.faces.track_iou, settings.faces.track_lost_s)
         self._tracks: dict[int, _Track] = {}
-        self._pooled = Window(self._grace_us)
+        self._pooled = Window(self._grace_us, self._correlation_s)
         self._pooled_phase = Hysteresis(settings.verdict)
         self._pooled_judgement = judge(None, calibration, settings.verdict)
         self._incidents = Incidents(
@@ -139,6 +147,7 @@ class StreamAggregate:
             self._new_id,
         )
         self._feed = FeedState(stream)
+        self._drift = Drift(calibration.reference, provenance.calibration_version)
         self._chunks = ChunkIndex(settings.evidence)
         self._looked = Looked(max(self._grace_us, self._window_us), settings.sampling.idle_fps)
         self._idle_fps = settings.sampling.idle_fps
@@ -217,6 +226,11 @@ class StreamAggregate:
         return self._kind is Kind.LIVE
 
     @property
+    def drift(self) -> Mapping[str, float]:
+        """Population stability index of scores and quality against the calibration, by part."""
+        return self._drift.psi
+
+    @property
     def open_incident(self) -> str | None:
         return self._incidents.open
 
@@ -230,10 +244,15 @@ class StreamAggregate:
         crops = [crop for track in self._tracks.values() for crop in track.crops] + self._gone_crops
         return self._incidents.references() | {ref for crop in crops for ref in (crop.crop, crop.overlay)}
 
+    @property
+    def suspect(self) -> bool:
+        """Whether something looked wrong a moment ago: worth more pictures, and heavy members."""
+        return self._now_us < self._suspect_until_us
+
     def wanted_fps(self) -> float:
         """Return the sampling rate in Hz: `burst_fps` while something looks wrong, else the idle one."""
         sampling = self._settings.sampling
-        if self._settings.deterministic or self._now_us >= self._suspect_until_us:
+        if self._settings.deterministic or not self.suspect:
             return self._idle_fps
         return max(sampling.burst_fps, self._idle_fps)
 
@@ -259,6 +278,7 @@ class StreamAggregate:
         if not self._newer(frame.attachment, frame.epoch, frame.pts):
             self.ignored += 1
             return []
+        frame = replace(frame, faces=gated(frame.faces, frame.qp, self._limits))
         outputs = self._begin_anew(frame.attachment)
         lost = self._enter(frame.attachment, frame.epoch)
         self._renew_if_changed(frame)
@@ -277,8 +297,9 @@ class StreamAggregate:
             sample for sample, track_id in zip(samples, ids, strict=True) if not self._tracks[track_id].muted
         ]
         lost |= self._pool(media_us, heard)
-        versions, calibration = self._provenance.versions, self._provenance.calibration_version
-        outputs.append(ScoreRecord(frame, tuple(ids), versions, calibration))
+        recorded, calibration = self._provenance.recorded, self._provenance.calibration_version
+        outputs.append(ScoreRecord(frame, tuple(ids), recorded, calibration))
+        outputs += self._compare(frame.faces, ids, samples)
         return [*outputs, *self._settle(set(ids), lost)]
 
     def on_skipped(self, frame: SampledFrame, dropped: Dropped) -> list[Output]:
@@ -409,6 +430,7 @@ class StreamAggregate:
             "pooled_judgement": asdict(self._pooled_judgement),
             "incident": self._incidents.state(),
             "feed": self._feed.state(),
+            "drift": self._drift.state(),
             "chunks": self._chunks.state(),
             "looked": self._looked.state(),
             "gone_crops": [asdict(crop) for crop in self._gone_crops],
@@ -451,6 +473,7 @@ class StreamAggregate:
         self._pooled_judgement = Judgement.from_json(state["pooled_judgement"])
         self._incidents.restore(state["incident"])
         self._feed.restore(state["feed"])
+        self._drift.restore(state.get("drift", {}))  # states of before have none
         self._chunks.restore(state["chunks"])
         self._looked.restore(state["looked"])
         self._gone_crops = [Crop(**crop) for crop in state["gone_crops"]]
@@ -470,6 +493,7 @@ class StreamAggregate:
             "judgement": asdict(track.judgement),
             "crops": [asdict(crop) for crop in track.crops],
             "muted": track.muted,
+            "compared_us": track.compared_us,
         }
 
     def _track_from(self, fields: Mapping[str, Any]) -> _Track:
@@ -482,11 +506,12 @@ class StreamAggregate:
             last_us=fields["last_us"],
             box=(x0, y0, x1, y1),
             samples=fields["samples"],
-            window=Window(self._window_us),
+            window=Window(self._window_us, self._correlation_s),
             hysteresis=Hysteresis(self._settings.verdict),
             judgement=Judgement.from_json(fields["judgement"]),
             crops=[Crop(**crop) for crop in fields["crops"]],
             muted=fields["muted"],
+            compared_us=fields.get("compared_us"),
         )
         track.window.restore(fields["window"])
         track.hysteresis.restore(fields["hysteresis"])
@@ -605,6 +630,23 @@ class StreamAggregate:
         if sample.good and sample.fused > 0:
             self._keep_crop(track, face, sample)
 
+    def _compare(
+        self, faces: Sequence[FaceReading], ids: Sequence[int], samples: Sequence[Sample]
+    ) -> list[Output]:
+        """Count what the faces of a live feed look like; return what that changed."""
+        if self._kind is Kind.FILE or is_replay(self.stream):
+            return []
+        told: list[Output] = []
+        for face, track_id, sample in zip(faces, ids, samples, strict=True):
+            track = self._tracks[track_id]
+            if not self._drift.due(track.compared_us, sample.media_us):
+                continue
+            turn = self._drift.look(face, sample, new=track.compared_us is None)
+            track.compared_us = sample.media_us
+            if turn is not None:
+                told.append(self._feed.turned(self._moment(), turn))
+        return told
+
     def _new_track(self, track_id: int, media_us: int) -> _Track:
         track = _Track(
             id=track_id,
@@ -614,7 +656,7 @@ class StreamAggregate:
             last_us=media_us,
             box=(0.0, 0.0, 0.0, 0.0),
             samples=0,
-            window=Window(self._window_us),
+            window=Window(self._window_us, self._correlation_s),
             hysteresis=Hysteresis(self._settings.verdict),
             judgement=judge(None, self._calibration, self._settings.verdict),
         )
@@ -643,7 +685,9 @@ class StreamAggregate:
             return
         try:
             picture = self._evidence.put(png(face.crop), ".png")
-            heat = self._evidence.put(png(overlay(face.crop, face.attention)), ".png")
+            heat = self._evidence.put(
+                png(overlay(face.crop, face.maps or {"attention": face.attention})), ".png"
+            )
         except OSError as error:
             # A full disk costs the picture, not the watching.
             logger.warning("%s: picture of track %s not kept: %s", self.stream, track.key, error)
@@ -664,8 +708,10 @@ class StreamAggregate:
             self._pooled.add(pooled)
             leaning = pooled.fused > 0
         self._pooled.evict(media_us)
+        if any(track.judgement.sufficient for track in self._tracks.values()):
+            return self._silence_pool()
         estimate = self._pooled.estimate()
-        if estimate is None or any(track.judgement.sufficient for track in self._tracks.values()):
+        if estimate is None:
             return self._silence_pool()
         sampled = self._looked.since(estimate.first_us, media_us)
         self._pooled_judgement = judge(estimate, self._calibration, self._settings.verdict, sampled)

@@ -7,13 +7,14 @@ Binary mode for the log, one structured JSON line for `watch --json`. The body i
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from stream import config
 from stream.clock import Clock
-from stream.feeds import FeedEvent
+from stream.drift import Shift
+from stream.feeds import DRIFT, FeedEvent
 from stream.incidents import Crop, EventKind, IncidentEvent, Moment, Severity, TrackView
 from stream.records import SCHEMA, OutRecord, Topic, is_replay
 from stream.scores import (
@@ -26,10 +27,11 @@ from stream.scores import (
     reasons_json,
     rounded,
 )
-from stream.verdicts import Verdict
+from stream.verdicts import Judgement, Verdict
 from stream.windows import MICRO
 
 if TYPE_CHECKING:
+    from detectors.calibration import Calibration, Disagreement, FalseAlarms
     from detectors.members import Member
 
 MAX_BODY = 20_000
@@ -59,7 +61,9 @@ class Provenance:
     """What the scores come from: members, what they were tested on, and the calibration behind them.
 
     `calibration` is none, shipped or own; `prior` the share of manipulated material that its probabilities
-    suppose.
+    suppose, `cllr` the cost of its likelihood ratios on people it was not fitted on (bits: 0 perfect, 1
+    worthless), `bound` what is claimed of its false alarms, `disagreement` how members may contradict each
+    other. `shadows` are recorded, and what is said does not come from them.
     """
 
     models: tuple[Model, ...]
@@ -68,29 +72,63 @@ class Provenance:
     calibration: str
     calibration_version: str
     prior: float
+    shadows: tuple[Model, ...] = ()
+    cllr: float | None = None
+    bound: "FalseAlarms | None" = None
+    disagreement: "Disagreement | None" = None
 
     @property
     def versions(self) -> dict[str, str]:
-        """Name to version and the begin of the weights' hash, as score records carry it."""
-        return {model.name: f"{model.version}+{model.sha256[:12]}" for model in self.models}
+        """Name to version and the begin of the weights' hash, of the models behind what is said."""
+        return _versions(self.models)
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The same with shadows, as score records carry it."""
+        return _versions(self.models + self.shadows)
+
+    def under(self, calibration: "Calibration") -> Self:
+        """Return the same models with another calibration behind what they say: the user's own."""
+        return replace(
+            self,
+            calibration=calibration.kind.value,
+            calibration_version=calibration.sha256[:12],
+            prior=calibration.prevalence,
+            cllr=calibration.cllr,
+            bound=calibration.bound,
+            disagreement=calibration.disagreement,
+        )
 
 
-def provenance_of(members: Sequence["Member"]) -> Provenance:
-    """Return what events say of these members (at least one); the first one's calibration is the one used.
+def _versions(models: Sequence[Model]) -> dict[str, str]:
+    return {model.name: f"{model.version}+{model.sha256[:12]}" for model in models}
 
-    A manipulation counts as tested only if some member was tested for it.
+
+def provenance_of(
+    members: Sequence["Member"], calibration: "Calibration", shadows: Sequence["Member"] = ()
+) -> Provenance:
+    """Return what events say of these members (at least one) under `calibration`.
+
+    What was tested is what the calibration says, which knows how the members did together; one that does not
+    say leaves it to the members, of which some must have been tested for it.
     """
-    calibration = members[0].calibration
-    tested = dict.fromkeys(name for member in members for name in member.record.get("tested_for", ()))
+    alone = (name for member in members for name in member.record.get("tested_for", ()))
+    tested = dict.fromkeys(calibration.tested_for or alone)
     untested = dict.fromkeys(name for member in members for name in member.record.get("not_tested_for", ()))
-    return Provenance(
-        models=tuple(Model(member.name, member.version, member.sha256) for member in members),
+    bare = Provenance(
+        models=_models(members),
         tested_for=tuple(tested),
         not_tested_for=tuple(name for name in untested if name not in tested),
-        calibration=calibration.kind.value,
-        calibration_version=calibration.sha256[:12],
+        calibration="",
+        calibration_version="",
         prior=calibration.prevalence,
+        shadows=_models(shadows),
     )
+    return bare.under(calibration)
+
+
+def _models(members: Sequence["Member"]) -> tuple[Model, ...]:
+    return tuple(Model(member.name, member.version, member.sha256) for member in members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +232,15 @@ class Publisher:
             "prior": self._provenance.prior,
             "prevalence": self._incidents.prevalence,
             "expected_precision": rounded(expected_precision(judgement.llr, self._incidents.prevalence)),
+            "conformal_set": judgement.conformal.value if judgement.conformal else None,
+            "cllr": rounded(self._provenance.cllr),
             "members": numbers_json(judgement.members or {}),
+            "disagreement": self._disagreement(judgement),
             "tested_for": list(self._provenance.tested_for),
             "not_tested_for": list(self._provenance.not_tested_for),
             "calibration": self._provenance.calibration,
             "calibration_version": self._provenance.calibration_version,
+            "false_alarms": _bound(self._provenance.bound),
             "severity": event.severity.value,
             "suggested_action": "none" if retracted else self._action(event),
             "first_media_us": event.first_us,
@@ -221,12 +263,22 @@ class Publisher:
             **_told(event),
         }
 
+    def _disagreement(self, judgement: Judgement) -> dict[str, Any] | None:
+        limits = self._provenance.disagreement
+        if limits is None or judgement.disagreement is None:
+            return None
+        return {
+            "contradiction": rounded(judgement.disagreement),
+            "limit": rounded(limits.limit),
+            "log_odds": numbers_json(limits.scaled(judgement.members or {})),
+        }
+
     def _feed(self, event: FeedEvent, traceparent: str | None) -> CloudEvent:
         attributes = {
             **self._common(event.stream, event.moment, traceparent),
             "id": f"{event.stream}.{event.moment.attachment}.{event.number}.{event.kind}",
             "type": f"unmask.feed.{event.kind}.v1",
-            "severity": "low" if event.kind == "up" else "medium",
+            "severity": "low" if event.kind in ("up", DRIFT) else "medium",
             "sequence": _sequence(event.number),
         }
         data = {
@@ -239,6 +291,8 @@ class Publisher:
             "sentence": event.sentence[:MAX_SENTENCE] if event.sentence else None,
             "latency_s": self._latency_s(event.moment),
         }
+        if event.kind == DRIFT:
+            data["shifts"] = [_shift(shift) for shift in event.shifts]
         return CloudEvent(attributes, data)
 
     def _common(self, stream: str, moment: Moment, traceparent: str | None) -> dict[str, str]:
@@ -299,6 +353,21 @@ def _told(event: IncidentEvent) -> dict[str, Any]:
     if event.kind is EventKind.RETRACTED:
         return {"reason": event.reason}
     return {}
+
+
+def _bound(bound: "FalseAlarms | None") -> dict[str, Any] | None:
+    if bound is None:
+        return None
+    return {"per_hour": rounded(bound.per_hour), "hours": rounded(bound.hours), "people": bound.people}
+
+
+def _shift(shift: Shift) -> dict[str, Any]:
+    return {
+        "part": shift.part,
+        "psi": rounded(shift.psi),
+        "median": rounded(shift.median),
+        "reference_median": rounded(shift.reference_median),
+    }
 
 
 def _track(view: TrackView) -> dict[str, Any]:

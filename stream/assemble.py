@@ -1,23 +1,34 @@
 """From settings to working parts: what reads faces, and the log (DESIGN 2)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from detectors.calibration import Calibration
+from detectors.calibration import Calibration, CalibrationKind
 from detectors.readings import FaceReading, Image
-from stream import device, marker
+from stream import device, marker, own
 from stream.alerts import Provenance, provenance_of
+from stream.cascade import Heavy
 from stream.clock import Clock
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.log import Log
 from stream.sqlite_log import SqliteLog
 
+if TYPE_CHECKING:
+    from detectors.reader import Usage
+
+logger = logging.getLogger(__name__)
+
 
 class Reader(device.Reader, Protocol):
-    """Reads faces in pictures, and pictures that are faces."""
+    """Reads faces in pictures, and pictures that are faces. Of each picture faces.max_faces are read, the
+    largest; `faces_cut_off` counts the others."""
+
+    @property
+    def faces_cut_off(self) -> int: ...
 
     def read_crops(self, crops: Sequence[Image]) -> list[FaceReading]: ...
 
@@ -29,29 +40,53 @@ class Assembly:
     reader: Reader
     calibration: Calibration
     provenance: Provenance
+    heavy: Heavy | None = None
+    """What reads suspect faces more deeply, if there is anything that does."""
+    usage: Callable[[], "Sequence[Usage]"] = tuple
+    """What each member did, for metrics."""
 
 
-def build_reader(config: Config) -> Assembly:
-    """Load detector and members and put each member on the first engine that serves it.
+def build_reader(config: Config, cascade: bool = True) -> Assembly:
+    """Load detector and members and put each member on the first engine that serves it; `verdict.calibration`
+    replaces the calibration they come with.
 
-    The member `marker` needs none of that, nor torch. Raises `UnmaskError` (WEIGHTS) when a member is
+    Without `cascade` heavy members read every face, as others do: where nobody waits for the result. The
+    member `marker` needs none of that, nor torch. Raises `UnmaskError` (WEIGHTS) when a member is
     missing, tampered with or broken, (ENGINE) when its numbers cannot be used, (CONFIG) for `marker` beside
-    others.
+    others and for a calibration made with other members.
     """
-    if marker.NAME in config.members.names:
-        return _markers(config)
-    from stream.networks import face_reader, load_members
+    found = _markers(config) if marker.NAME in config.members.names else _networks(config, cascade)
+    if config.verdict.calibration:
+        calibration = own.adopted(config, found.calibration, found.provenance.models)
+        provenance = found.provenance.under(calibration)
+        found = replace(found, calibration=calibration, provenance=provenance)
+    if found.heavy is not None and found.calibration.kind is CalibrationKind.NONE:
+        logger.warning(
+            "these members together are uncalibrated: nothing is ever suspect, and members.heavy never reads"
+        )
+    return found
 
-    members = load_members(config.members.names)
-    return Assembly(face_reader(config, members), members[0].calibration, provenance_of(members))
+
+def _networks(config: Config, cascade: bool) -> Assembly:
+    from stream.networks import build_networks
+
+    built = build_networks(config, cascade)
+    calibration, cast = built.ensemble.calibration, built.cast
+    return Assembly(
+        reader=built.reader,
+        calibration=calibration,
+        provenance=provenance_of(cast.with_a_say, calibration, cast.shadows),
+        heavy=built.reader if built.reader.has_heavy else None,
+        usage=lambda: (*built.reader.usage(), *built.refused),
+    )
 
 
 def _markers(config: Config) -> Assembly:
-    if config.members.names != (marker.NAME,):
+    named = [*config.members.names, *config.members.heavy, *config.members.shadow]
+    if named != [marker.NAME]:
         raise UnmaskError(
             Code.CONFIG,
-            f"members.names is {list(config.members.names)}; {marker.NAME} sees drawn squares for faces and "
-            "must be the only one",
+            f"members are {named}; {marker.NAME} sees drawn squares for faces and must be the only one",
         )
     return Assembly(marker.MarkerReader(), marker.CALIBRATION, marker.PROVENANCE)
 

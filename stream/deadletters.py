@@ -118,7 +118,7 @@ class Wanted:
 
 def list_letters(config: Config, wanted: Wanted, as_json: bool, out: TextIO) -> int:
     """Write a line per letter, oldest first; return the exit code."""
-    with _log(config) as log:
+    with recorded(config) as log:
         found = [_without_media(letter) for letter in letters(config, log) if wanted.has(letter)]
     for letter, facts in sorted(found, key=lambda pair: (pair[0].time_us, pair[0].id)):
         out.write(f"{json.dumps(facts) if as_json else letter.line()}\n")
@@ -129,7 +129,7 @@ def list_letters(config: Config, wanted: Wanted, as_json: bool, out: TextIO) -> 
 
 def show(config: Config, name: str, target: Path | None, as_json: bool, out: TextIO) -> int:
     """Write all that is known of a letter; its media goes to `target`, playable if that is possible."""
-    with _log(config) as log:
+    with recorded(config) as log:
         letter = _find(config, log, name)
     if as_json:
         rows = [_row(record) for record in letter.records]
@@ -148,7 +148,7 @@ def replay(config: Config, name: str, wait: bool, as_json: bool, out: TextIO) ->
     and (STAGE_WEDGED) if detect does not come to it.
     """
     clock = SystemClock()
-    with _log(config) as log:
+    with recorded(config) as log:
         letter = _find(config, log, name)
         _check_listed(config, log, letter, clock)
         records = replayed(config, letter, clock.now_us())
@@ -243,7 +243,9 @@ def _find(config: Config, log: Log, name: str) -> Letter:
 
 
 @contextmanager
-def _log(config: Config) -> Iterator[Log]:
+def recorded(config: Config) -> Iterator[Log]:
+    """Open the log that others write, for as long as the block runs. Raises `UnmaskError` (SOURCE_NOT_FOUND)
+    where nothing was ever recorded."""
     if not config.kafka.bootstrap_servers and not log_folder(config).is_dir():
         raise UnmaskError(
             Code.SOURCE_NOT_FOUND,

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import av
 
+from detectors.quantiser import OPTIONS as QP_OPTIONS
+from detectors.quantiser import mean_qp
 from stream.chunks import Chunk, ChunkPackets, join_parts, read_chunk
 from stream.errors import Code, UnmaskError
 from stream.foreign import Assigner, Place, Places, Segment
@@ -599,7 +601,7 @@ class StreamDecoder:
         since, run.cut = run.cut, False
         run.sampled()
         self._decode_from = run.anchors[0][0]
-        yield SampledFrame(offset, meta, pts, media_us, image, small, since, _nothing)
+        yield SampledFrame(offset, meta, pts, media_us, image, small, since, _nothing, mean_qp(frame))
 
     def _forget(self, run: _Run, pts: int) -> None:
         """Let go of packets whose turn has passed: decoders give no frame for what they cannot reconstruct
@@ -779,7 +781,7 @@ def _open(codec: CodecParameters, threads: int, strict: bool) -> Any:
     context.thread_count = threads
     # FRAME threads hold back as many frames as there are threads, and have deadlocked (PyAV #1962).
     context.thread_type = "SLICE" if threads > 1 else "NONE"
-    options = {"max_pixels": str(MAX_PIXELS)}
+    options = {"max_pixels": str(MAX_PIXELS), **QP_OPTIONS}
     if codec.name == "h264" and codec.extradata[:2] != AVCC_BASELINE:
         # Encoders that do not say how far they reorder: FFmpeg would guess, lose a frame at every start, and
         # learn. Now it holds back as many as the level allows; those that say so are not affected.

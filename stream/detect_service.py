@@ -55,7 +55,7 @@ class _Service:
         self._clock = clock
         self._stopping = stopping
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
-        metrics = Metrics()
+        metrics = Metrics(assembly.usage)
 
         def make_aggregate(stream: str) -> StreamAggregate:
             return StreamAggregate(stream, config, assembly.calibration, assembly.provenance, evidence)
@@ -71,6 +71,7 @@ class _Service:
             metrics,
             member_name(config),
             alone=not config.kafka.bootstrap_servers,
+            heavy=assembly.heavy,
         )
         if config.worker.metrics_port:
             serve(

@@ -4,13 +4,15 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from detectors.readings import FaceReading, Image
 from stream import marker
+from stream.cascade import Cascade
 from stream.clock import Clock
 from stream.frames import Applied, Dropped, Failed, SampledFrame, ScoredFrame
-from stream.records import is_canary
+from stream.records import Kind, is_canary
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,14 @@ Work = SampledFrame | Applied | Failed | Skipped
 Result = ScoredFrame | Applied | Failed | Skipped
 
 
+@dataclass(frozen=True, slots=True)
+class _Item(Generic[Owner]):
+    work: Work
+    late: bool
+    suspect: bool
+    owner: Owner
+
+
 class Device(Generic[Owner]):
     """Takes work in order and gives results in the same order.
 
@@ -63,12 +73,16 @@ class Device(Generic[Owner]):
     own queues.
     """
 
-    def __init__(self, reader: Reader, batch_frames: int, clock: Clock) -> None:
+    def __init__(
+        self, reader: Reader, batch_frames: int, clock: Clock, cascade: Cascade | None = None
+    ) -> None:
+        """`cascade` reads suspect frames more deeply, if there are heavy members."""
         self._reader = reader
+        self._cascade = cascade
         self._canary = marker.MarkerReader()
         self._batch_frames = batch_frames
         self._clock = clock
-        self._work: queue.Queue[tuple[Work, bool, Owner] | None] = queue.Queue(QUEUE_ITEMS)
+        self._work: queue.Queue[_Item[Owner] | None] = queue.Queue(QUEUE_ITEMS)
         self._results: queue.Queue[tuple[Owner, Result]] = queue.Queue(QUEUE_ITEMS)
         self._thread = threading.Thread(target=self._run, name="unmask-device", daemon=True)
         self._last_output = clock.monotonic()
@@ -77,7 +91,7 @@ class Device(Generic[Owner]):
         self._lock = threading.Lock()
         self.error: BaseException | None = None
         self.seconds_per_frame = 0.0
-        """What a frame of the last batch took of the device."""
+        """What a frame of the last batch took of the device, heavy members apart."""
 
     def start(self) -> None:
         self._last_output = self._clock.monotonic()
@@ -87,13 +101,14 @@ class Device(Generic[Owner]):
         """Return whether `offer` has room for one more piece of work."""
         return self._work.qsize() < QUEUE_ITEMS and self._results.qsize() < QUEUE_ITEMS
 
-    def offer(self, work: Work, late: bool, owner: Owner) -> None:
-        """Queue work. Call only after `room()` said yes, from one thread."""
+    def offer(self, work: Work, late: bool, owner: Owner, suspect: bool = False) -> None:
+        """Queue work; `suspect`: a frame worth a deeper look. Call only after `room()` said yes, from one
+        thread."""
         with self._lock:
             if self._pending == 0:
                 self._last_output = self._clock.monotonic()
             self._pending += 1
-        self._work.put_nowait((work, late, owner))
+        self._work.put_nowait(_Item(work, late, suspect, owner))
 
     def take(self) -> list[tuple[Owner, Result]]:
         """Return what is finished, in order."""
@@ -135,9 +150,9 @@ class Device(Generic[Owner]):
 
     def _step(self) -> bool:
         item = self._work.get()
-        batch: list[tuple[SampledFrame, bool, Owner]] = []
-        while item is not None and isinstance(item[0], SampledFrame):
-            batch.append((item[0], item[1], item[2]))
+        batch: list[tuple[SampledFrame, _Item[Owner]]] = []
+        while item is not None and isinstance(item.work, SampledFrame):
+            batch.append((item.work, item))
             if len(batch) >= self._batch_frames:
                 break
             try:
@@ -149,32 +164,36 @@ class Device(Generic[Owner]):
             self._score(batch)
             if item is None:
                 return False
-            assert not isinstance(item[0], SampledFrame)
-            self._finish(item[2], item[0])
+            assert not isinstance(item.work, SampledFrame)
+            self._finish(item.owner, item.work)
             return True
         self._score(batch)
         return True
 
-    def _score(self, batch: Sequence[tuple[SampledFrame, bool, Owner]]) -> None:
+    def _score(self, batch: Sequence[tuple[SampledFrame, _Item[Owner]]]) -> None:
         if not batch:
             return
-        begun = self._clock.monotonic()
+        begun, heavy_s = self._clock.monotonic(), self._heavy_s()
         try:
             results = self._read(batch)
         finally:
-            for frame, _, _ in batch:
+            for frame, _ in batch:
                 frame.release()
-        self.seconds_per_frame = (self._clock.monotonic() - begun) / len(batch)
-        for (_, _, owner), result in zip(batch, results, strict=True):
-            self._finish(owner, result)
+        spent = self._clock.monotonic() - begun - (self._heavy_s() - heavy_s)
+        self.seconds_per_frame = spent / len(batch)
+        for (_, item), result in zip(batch, results, strict=True):
+            self._finish(item.owner, result)
 
-    def _read(self, batch: Sequence[tuple[SampledFrame, bool, Owner]]) -> list[Result]:
+    def _heavy_s(self) -> float:
+        return self._cascade.seconds if self._cascade is not None else 0.0
+
+    def _read(self, batch: Sequence[tuple[SampledFrame, _Item[Owner]]]) -> list[Result]:
         """Read a batch; if that fails (no memory, a picture nobody thought of), frame by frame.
 
         A frame that fails alone is not scored, counted. Raises what the reader raises if all fail.
         """
         try:
-            readings = self._reader.read([(frame.image, frame.small) for frame, _, _ in batch])
+            readings = self._reader.read([(frame.image, frame.small) for frame, _ in batch])
         except Exception as error:
             if len(batch) > 1:
                 logger.warning("%d frames not read at once, trying each alone: %s", len(batch), error)
@@ -187,13 +206,23 @@ class Device(Generic[Owner]):
             return [Skipped(frame, Dropped(frame.media_us, frame.media_us, UNREADABLE, 1))]
         self._unreadable = 0
         return [
-            self._scored(frame, late, faces) for (frame, late, _), faces in zip(batch, readings, strict=True)
+            self._scored(frame, item.late, self._looked_at(frame, item.suspect, faces))
+            for (frame, item), faces in zip(batch, readings, strict=True)
         ]
+
+    def _looked_at(
+        self, frame: SampledFrame, suspect: bool, faces: tuple[FaceReading, ...]
+    ) -> tuple[FaceReading, ...]:
+        """Return the faces as they are to be taken: the canary's mark, a suspect face read more deeply."""
+        stream = frame.meta.stream
+        if is_canary(stream):
+            return self._canary.read([(frame.image, frame.small)])[0]
+        if self._cascade is None or not suspect:
+            return faces
+        return self._cascade.deepen(stream, frame.image, faces, live=frame.meta.kind is Kind.LIVE)
 
     def _scored(self, frame: SampledFrame, late: bool, faces: tuple[FaceReading, ...]) -> ScoredFrame:
         height, width = frame.image.shape[:2]
-        if is_canary(frame.meta.stream):
-            faces = self._canary.read([(frame.image, frame.small)])[0]
         return ScoredFrame(
             stream=frame.meta.stream,
             attachment=frame.meta.attachment,
@@ -210,6 +239,7 @@ class Device(Generic[Owner]):
             faces=faces,
             engine=self._reader.engine,
             precision=self._reader.precision,
+            qp=frame.qp,
         )
 
     def _finish(self, owner: Owner, result: Result) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from detectors.readings import Image
 from stream import config
@@ -26,9 +24,6 @@ SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 ORPHAN_S = 3600.0
 """Age at which a file that no event names is an orphan: far longer than any transaction takes to commit, and
 than an incident's face pictures wait for it to open."""
-
-HEAT = 0.6
-"""Share of the heat map where attention is highest: the face stays recognisable below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,25 +153,6 @@ def references(value: Any) -> set[str]:
     if isinstance(value, list | tuple):
         return {ref for item in value for ref in references(item)}
     return set()
-
-
-def overlay(crop: Image, attention: NDArray[np.float32]) -> Image:
-    """Return the crop (S, S, 3) with the attention map (h, w) over it as heat, blue low to red high.
-
-    The map is stretched to its own range: it shows where the network looked more than elsewhere, not how
-    much. A flat map leaves the crop as it is.
-    """
-    height, width = crop.shape[:2]
-    low, high = float(attention.min()), float(attention.max())
-    if not high > low:
-        return crop.copy()
-    stretched = ((attention - low) / (high - low)).astype(np.float32)
-    grown = np.clip(cv2.resize(stretched, (width, height), interpolation=cv2.INTER_LINEAR), 0.0, 1.0)
-    bgr = cv2.applyColorMap((grown * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    heat = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.float32)
-    share = (HEAT * grown)[:, :, None]
-    mixed: Image = np.clip(np.rint(crop * (1.0 - share) + heat * share), 0, 255).astype(np.uint8)
-    return mixed
 
 
 def png(image: Image) -> bytes:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from stream.drift import Shift, Turn
 from stream.incidents import Moment
 
 
@@ -30,9 +31,16 @@ TOLD = {Feed.UP: "up", Feed.DOWN: "down", Feed.UNWATCHED: "unwatched", Feed.ENDE
 """The event of each state: a feed that ended is watched no more, and that must never pass unsaid."""
 
 
+DRIFT = "drift"
+"""Kind of event of a feed whose faces no longer look like those of the calibration, or do again."""
+
+
 @dataclass(frozen=True, slots=True)
 class FeedEvent:
-    """A feed went `up`, `down` or `unwatched`. `code` and `sentence` say why (redacted by ingest)."""
+    """A feed went `up`, `down` or `unwatched`, or its faces changed (`drift`).
+
+    `code` and `sentence` say why (redacted by ingest); `shifts` are the parts that moved, of a drift.
+    """
 
     stream: str
     kind: str
@@ -40,6 +48,7 @@ class FeedEvent:
     moment: Moment
     code: str | None
     sentence: str | None
+    shifts: tuple[Shift, ...] = ()
 
 
 class FeedState:
@@ -59,6 +68,13 @@ class FeedState:
         self.feed = feed
         self._number += 1
         return [FeedEvent(self._stream, TOLD[feed], self._number, moment, code, sentence)]
+
+    def turned(self, moment: Moment, turn: Turn) -> FeedEvent:
+        """Return the event that tells of a drift; the feed stays as it is."""
+        self._number += 1
+        return FeedEvent(
+            self._stream, DRIFT, self._number, moment, turn.standing.value, turn.sentence, turn.shifts
+        )
 
     def state(self) -> list[Any]:
         return [self.feed.value, self._number]

@@ -69,7 +69,7 @@ HOLE_S = 0.5
 """Timestamps may leave out this much and two pictures more: variable frame rates do. A lost
 segment is longer."""
 
-CONTROLS = (Control.TICK, Control.END)
+CONTROLS = (Control.TICK, Control.END, Control.RETRACT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class SampledFrame:
     cut: bool
     """A shot cut lies between the previous sampled frame and this one."""
     release: Callable[[], None]
+    qp: float | None = None
+    """Mean quantiser of the picture on H.264's scale, 0..51; None: the codec does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +109,5 @@ class ScoredFrame:
     faces: tuple[FaceReading, ...]
     engine: str
     precision: str
+    qp: float | None = None
+    """As in `SampledFrame`."""

@@ -83,6 +83,7 @@ class MarkerReader:
 
     engine = "marker"
     precision = "exact"
+    faces_cut_off = 0
 
     def read(self, frames: Sequence[tuple[Image, Image]]) -> list[tuple[FaceReading, ...]]:
         """Return the square of each picture, if there is one."""

@@ -1,8 +1,9 @@
 """What detect counts, in Prometheus' conventions (DESIGN 3.10). No label holds what a stranger controls."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -11,6 +12,9 @@ from prometheus_client.metrics_core import Metric
 from stream.decoders import PoolStats
 from stream.health import serve
 
+if TYPE_CHECKING:
+    from detectors.reader import Usage
+
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Seconds; finest around the second or two that a live chunk takes from receipt to score."""
 
@@ -18,11 +22,17 @@ LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 class Metrics:
     """One registry per worker, so that several workers in one process (tests) do not collide."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Callable[[], "Sequence[Usage]"] = tuple) -> None:
+        """`members` tells what each member did."""
+        self._members = members
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.decoders: PoolStats | None = None
         """The decoders' own counters, a snapshot taken by the worker."""
+        self.heavy: Mapping[str, int] = {}
+        """Pictures that heavy members were wanted for, by what became of them; the same."""
+        self.drift: Mapping[str, Mapping[str, float]] = {}
+        """Population stability index by stream and part; the same."""
         self.records = Counter(
             "unmask_records_total", "Media records applied, by outcome", ["outcome"], registry=self.registry
         )
@@ -51,6 +61,12 @@ class Metrics:
         )
         self.pictures_failed = Counter(
             "unmask_pictures_failed_total", "Evidence pictures that could not be kept", registry=self.registry
+        )
+        self.retractions = Counter(
+            "unmask_retractions_total",
+            "Withdrawals of incidents that were asked for, by outcome",
+            ["outcome"],
+            registry=self.registry,
         )
         self.log_up = Gauge("unmask_log_up", "1 while the log answers", registry=self.registry)
         self.log_away = Counter(
@@ -117,7 +133,9 @@ class Metrics:
             self.stream_up.remove(stream)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the decoders' counters; called by the registry at each scrape, from its own thread."""
+        """Yield what others count; called by the registry at each scrape, from its own thread."""
+        yield from self._of_members()
+        yield from self._of_streams()
         stats = self.decoders
         if stats is None:
             return
@@ -134,6 +152,39 @@ class Metrics:
         for outcome, count in asdict(stats.decode).items():
             counted.add_metric([outcome], count)
         yield from (children, events, counted)
+
+    def _of_members(self) -> Iterator[Metric]:
+        faces = CounterMetricFamily("unmask_member_faces", "Faces read", labels=["member", "role"])
+        seconds = CounterMetricFamily(
+            "unmask_member_seconds", "Time of the reading thread, by the clock", labels=["member", "role"]
+        )
+        up = GaugeMetricFamily(
+            "unmask_shadow_up", "0 once a shadow member failed and was switched off", labels=["member"]
+        )
+        for usage in self._members():
+            faces.add_metric([usage.name, usage.role], usage.faces)
+            seconds.add_metric([usage.name, usage.role], usage.seconds)
+            if usage.role == "shadow":
+                up.add_metric([usage.name], 0 if usage.off else 1)
+        heavy = CounterMetricFamily(
+            "unmask_heavy_pictures",
+            "Pictures that heavy members were wanted for, by outcome",
+            labels=["outcome"],
+        )
+        for outcome, pictures in self.heavy.items():
+            heavy.add_metric([outcome], pictures)
+        yield from (faces, seconds, up, heavy)
+
+    def _of_streams(self) -> Iterator[Metric]:
+        drift = GaugeMetricFamily(
+            "unmask_drift_psi",
+            "Population stability index against the calibration's data: below 0.1 alike, above 0.25 not",
+            labels=["stream", "part"],
+        )
+        for stream, parts in self.drift.items():
+            for part, psi in parts.items():
+                drift.add_metric([stream, part], psi)
+        yield drift
 
     def serve(self, port: int) -> None:
         """Serve `/metrics` on loopback at `port`, as `stream.health.serve` does."""

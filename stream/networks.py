@@ -1,58 +1,146 @@
 """Members on the fastest correct engines, behind a face reader. Loads torch: import it only to build one."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from detectors.ensemble import Ensemble, load_ensemble
 from detectors.members import Member, list_members, load_member
 from detectors.mtcnn import MtcnnDetector
-from detectors.quality import QualityLimits
-from detectors.reader import FaceReader
-from detectors.reference import reference_crops
+from detectors.reader import FaceReader, Role, Runner, Usage
+from detectors.readings import Box
+from detectors.reference import reference_crops, reference_face
 from engines.engine import Engine, Network, build
 from stream.config import Config
 from stream.errors import Code, UnmaskError
+from stream.gate import quality_limits
 
 logger = logging.getLogger(__name__)
 
 
-def face_reader(config: Config, members: Sequence[Member]) -> FaceReader:
-    """Put each member on the first engine that serves it. Raises `UnmaskError` (ENGINE) if none does."""
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The members that the settings name, by what they are asked for. `refused` are shadows that cannot be
+    loaded: they are missed, and nothing else is."""
+
+    voters: tuple[Member, ...]
+    heavy: tuple[Member, ...]
+    shadows: tuple[Member, ...]
+    refused: tuple[Usage, ...]
+
+    @property
+    def with_a_say(self) -> tuple[Member, ...]:
+        return self.voters + self.heavy
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """A reader with its members, and how their logits become one."""
+
+    reader: FaceReader
+    cast: Cast
+    ensemble: Ensemble
+    refused: tuple[Usage, ...]
+    """Shadows that were switched off before they read anything."""
+
+
+def build_networks(config: Config, cascade: bool) -> Networks:
+    """Load the settings' members and put each on the first engine that serves it.
+
+    Without `cascade`, or when the settings are deterministic, heavy members read every face like the others:
+    what they are asked for would depend on time. Raises `UnmaskError` (WEIGHTS, ENGINE, CONFIG), except for
+    what is wrong with a shadow: that is logged, and it is left out.
+    """
+    cast = load_cast(config)
+    try:
+        ensemble = load_ensemble(cast.with_a_say)
+    except ValueError as error:
+        raise UnmaskError(Code.WEIGHTS, str(error)) from error
     detector = MtcnnDetector(config.faces.min_face_px, config.faces.confidence)
+    face = _found(detector)
+    sparing = cascade and not config.deterministic
+    runners = [Runner(member, _engine(member, config, face)) for member in cast.voters]
+    runners += [
+        Runner(member, _engine(member, config, face), Role.HEAVY if sparing else Role.VOTER)
+        for member in cast.heavy
+    ]
+    shadows, refused = _shadows(cast.shadows, config, face)
     reader = FaceReader(
         detector=detector,
-        members=tuple(members),
-        engines={member.name: _engine(member, config, detector) for member in members},
-        limits=QualityLimits(**config.quality.model_dump()),
+        runners=[*runners, *shadows],
+        fuse=ensemble.fuse,
+        limits=quality_limits(config),
         max_faces=config.faces.max_faces,
         batch=config.engines.batch,
         deterministic=config.deterministic,
     )
-    for member in members:
-        logger.info("member %s %s on %s %s", member.name, member.version, reader.engine, reader.precision)
-    return reader
+    for runner in [*runners, *shadows]:
+        member, engine = runner.member, runner.engine
+        logger.info(
+            "%s %s %s on %s %s", runner.role, member.name, member.version, engine.name, engine.precision
+        )
+    return Networks(reader, cast, ensemble, (*cast.refused, *refused))
 
 
-def load_members(names: Sequence[str]) -> tuple[Member, ...]:
-    """Load members by name or folder; none named means every shipped one. Raises `UnmaskError` (WEIGHTS)."""
-    wanted = tuple(names) or list_members()
-    if not wanted:
+def load_cast(config: Config) -> Cast:
+    """Load the members that the settings name. Raises `UnmaskError` (WEIGHTS, CONFIG)."""
+    folder = Path(config.engines.cache_dir).expanduser()
+    names = config.members.names or list_members()
+    if not names:
         raise UnmaskError(
             Code.WEIGHTS, "no member is shipped with this installation; name a folder of one in members.names"
         )
+    voters = _loaded(names, folder)
+    heavy = _loaded(config.members.heavy, folder)
+    shadows, refused = [], []
+    for name in config.members.shadow:
+        try:
+            shadows.append(load_member(name, folder))
+        except Exception as error:  # whatever is wrong with it: nobody needs it
+            logger.error("shadow member %s is left out: %s", name, error)
+            refused.append(Usage(name, Role.SHADOW, off=True))
+    _check_distinct([*voters, *heavy, *shadows])
+    return Cast(voters, heavy, tuple(shadows), tuple(refused))
+
+
+def _loaded(names: Iterable[str], cache: Path) -> tuple[Member, ...]:
     try:
-        members = tuple(load_member(name) for name in wanted)
-    except ValueError as error:  # every error of a member, its crop policy and its calibration is one
+        return tuple(load_member(name, cache) for name in names)
+    except (ValueError, OSError) as error:  # every error of a member, its policy, its calibration is one
         raise UnmaskError(Code.WEIGHTS, str(error)) from error
-    doubled = {member.name for member in members if sum(other.name == member.name for other in members) > 1}
+
+
+def _check_distinct(members: Sequence[Member]) -> None:
+    names = [member.name for member in members]
+    doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise UnmaskError(
-            Code.WEIGHTS, f"member {min(doubled)} is named twice in members.names; once is right"
+            Code.CONFIG,
+            f"member {min(doubled)} is named twice in members.names, members.heavy and members.shadow; "
+            "once is right",
         )
-    return members
 
 
-def _engine(member: Member, config: Config, detector: MtcnnDetector) -> Engine:
+def _shadows(members: Iterable[Member], config: Config, face: Box) -> tuple[list[Runner], list[Usage]]:
+    runners, refused = [], []
+    for member in members:
+        try:
+            runners.append(Runner(member, _engine(member, config, face), Role.SHADOW))
+        except Exception as error:
+            logger.error("shadow member %s is left out: %s", member.name, error)
+            refused.append(Usage(member.name, Role.SHADOW, off=True))
+    return runners, refused
+
+
+def _found(detector: MtcnnDetector) -> Box:
+    try:
+        return reference_face(detector)
+    except (LookupError, OSError) as error:
+        raise UnmaskError(Code.ENGINE, str(error)) from error
+
+
+def _engine(member: Member, config: Config, face: Box) -> Engine:
     try:
         return build(
             Network(member.name, member.module, member.sha256),
@@ -60,8 +148,8 @@ def _engine(member: Member, config: Config, detector: MtcnnDetector) -> Engine:
             precision=config.engines.precision,
             threads=config.engines.threads,
             cache_dir=Path(config.engines.cache_dir).expanduser(),
-            reference=reference_crops(detector, member.policy),
+            reference=reference_crops(face, member.policy),
             to_probability=member.calibration.probability,
         )
-    except (ValueError, LookupError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UnmaskError(Code.ENGINE, str(error)) from error

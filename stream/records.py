@@ -77,6 +77,8 @@ class Control(StrEnum):
     TICK = "tick"
     GAP = "gap"
     END = "end"
+    RETRACT = "retract"
+    """Belongs to no attachment: somebody withdraws an incident (`stream.retract`)."""
 
 
 class Kind(StrEnum):

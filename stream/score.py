@@ -25,7 +25,7 @@ from stream.frames import ScoredFrame
 from stream.incidents import IncidentEvent
 from stream.scores import ScoreRecord, box_json, numbers_json, reasons_json
 from stream.stills import Still, stills
-from stream.verdicts import Calibration, Judgement, Verdict, judge, worst
+from stream.verdicts import Calibration, Judgement, Verdict, correlation_s, judge, worst
 from stream.windows import MICRO, Sample, estimate, sample_of
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,13 @@ class _Face:
 
     box: tuple[float, float, float, float]
     samples: list[Sample] = field(default_factory=list)
+    shadow: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, reading: FaceReading, media_us: int) -> None:
+        self.box = reading.detection.box
+        self.samples.append(_sample(reading, media_us))
+        for name, logit in reading.shadow.items():
+            self.shadow.setdefault(name, []).append(logit)
 
 
 class Scorer:
@@ -100,9 +107,7 @@ class Scorer:
                 yield from (self._video(path) for path in group)
                 continue
             look = self._look_at_crops if crops else self._look_at_pictures
-            for part in _parts(
-                _read_ahead(group, self._settings.engines.batch), self._settings.engines.batch
-            ):
+            for part in parts(_read_ahead(group, self._settings.engines.batch), self._settings.engines.batch):
                 yield from look(part)
 
     def _look_at_crops(self, part: Sequence[tuple[Path, Image | str]]) -> Iterator[dict[str, Any]]:
@@ -125,10 +130,9 @@ class Scorer:
 
     def _still(self, path: Path, readings: Sequence[FaceReading]) -> dict[str, Any]:
         """Judge the faces of one picture, which has no time to ask for tracks and many samples in."""
-        faces = {
-            index: _Face(reading.detection.box, [_sample(reading, 0)])
-            for index, reading in enumerate(readings)
-        }
+        faces = {index: _Face(reading.detection.box) for index, reading in enumerate(readings)}
+        for face, reading in zip(faces.values(), readings, strict=True):
+            face.add(reading, 0)
         once = self._settings.verdict.model_copy(update={"min_samples": 1, "min_track_s": 0.0})
         judgements = {
             index: judge(estimate(face.samples), self._calibration, once) for index, face in faces.items()
@@ -154,7 +158,7 @@ class Scorer:
         faces: dict[int, _Face] = {}
         incidents: dict[str, Judgement] = {}
         sampling, decode = self._settings.sampling, self._settings.decode
-        for part in _parts(stills(path, sampling.idle_fps, decode.detect_width), VIDEO_BATCH):
+        for part in parts(stills(path, lambda: sampling.idle_fps, decode.detect_width), VIDEO_BATCH):
             readings = self._reader.read([(still.image, still.small) for still in part])
             for still, found in zip(part, readings, strict=True):
                 for output in aggregate.on_frame(self._frame(still, found)):
@@ -162,9 +166,10 @@ class Scorer:
                         _follow(faces, output)
                     if isinstance(output, IncidentEvent):
                         incidents[output.incident] = output.judgement
-        verdict = self._settings.verdict
+        verdict, correlation = self._settings.verdict, correlation_s(self._calibration)
         judgements = {
-            track: judge(estimate(face.samples), self._calibration, verdict) for track, face in faces.items()
+            track: judge(estimate(face.samples, correlation), self._calibration, verdict).watched()
+            for track, face in faces.items()
         }
         accusations = [
             replace(judgement, verdict=Verdict.MANIPULATED, reasons=()) for judgement in incidents.values()
@@ -190,6 +195,7 @@ class Scorer:
             faces=faces,
             engine=self._reader.engine,
             precision=self._reader.precision,
+            qp=still.qp,
         )
 
 
@@ -211,7 +217,7 @@ def assembled(settings: Config, scratch: Path) -> Scorer:
     """Return a scorer with the settings' members and engines. Raises `UnmaskError` (WEIGHTS, ENGINE)."""
     from stream.assemble import build_reader
 
-    parts = build_reader(settings)
+    parts = build_reader(settings, cascade=False)
     return Scorer(settings, parts.reader, parts.calibration, parts.provenance, scratch)
 
 
@@ -245,7 +251,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         return [f"{result['path']}: not scored: {result['error']}"]
     return [
         f"{result['path']}: {_told(result)}",
-        *(f"  face {track['track']}, {_when(track)}: {_told(track)}" for track in result["tracks"]),
+        *(line for track in result["tracks"] for line in _track_lines(track)),
     ]
 
 
@@ -255,6 +261,17 @@ def reduced(picture: Image, width: int) -> Image:
         return picture
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _track_lines(track: dict[str, Any]) -> list[str]:
+    members = [f"{name} {_number(logit)}" for name, logit in track["members"].items()]
+    members += [f"{name} {_number(logit)} (shadow)" for name, logit in track.get("shadow", {}).items()]
+    told = [f"  face {track['track']}, {_when(track)}: {_told(track)}"]
+    return told + ([f"    logits: {', '.join(members)}"] if len(members) > 1 else [])
+
+
+def _number(logit: float | None) -> str:
+    return "none" if logit is None else f"{logit:+.2f}"
 
 
 def _told(judged: dict[str, Any]) -> str:
@@ -287,9 +304,7 @@ def _whole(judgements: Iterable[Judgement]) -> Judgement | None:
 
 def _follow(faces: dict[int, _Face], record: ScoreRecord) -> None:
     for reading, track in zip(record.frame.faces, record.tracks, strict=True):
-        face = faces.setdefault(track, _Face(reading.detection.box))
-        face.box = reading.detection.box
-        face.samples.append(_sample(reading, record.frame.media_us))
+        faces.setdefault(track, _Face(reading.detection.box)).add(reading, record.frame.media_us)
 
 
 def _result(
@@ -307,10 +322,17 @@ def _result(
                 "last_s": round(face.samples[-1].media_us / MICRO, 3),
                 "samples": len(face.samples),
                 "quality": round(max(sample.weight for sample in face.samples), 4),
+                **_shadowed(face),
             }
             for track, face in faces.items()
         ],
     }
+
+
+def _shadowed(face: _Face) -> dict[str, Any]:
+    """What members without a say made of a face: the mean of their logits, if there are any."""
+    means = {name: sum(logits) / len(logits) for name, logits in face.shadow.items()}
+    return {"shadow": numbers_json(means)} if means else {}
 
 
 def _judged(judgement: Judgement) -> dict[str, Any]:
@@ -361,7 +383,8 @@ def _mapped(
         yield waiting.popleft().result()
 
 
-def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield `items` in lists of at most `size`."""
     iterator = iter(items)
     while part := list(islice(iterator, size)):
         yield part

@@ -112,6 +112,8 @@ class VerdictRecord:
             "interval": interval_json(judgement),
             "logit": rounded(judgement.logit),
             "llr": rounded(judgement.llr),
+            "conformal_set": judgement.conformal.value if judgement.conformal else None,
+            "disagreement": rounded(judgement.disagreement),
             "tracks": self.tracks,
             "sampled": self.sampled,
             "dropped": self.dropped,
@@ -147,6 +149,7 @@ def reasons_json(reasons: tuple[Reason, ...]) -> list[str]:
 
 
 def _face(face: FaceReading, track: int) -> dict[str, Any]:
+    shadow = {"shadow": numbers_json(face.shadow)} if face.shadow else {}
     return {
         "track": track,
         "box": box_json(face.detection.box),
@@ -156,4 +159,5 @@ def _face(face: FaceReading, track: int) -> dict[str, Any]:
         "reasons": reasons_json(face.quality.reasons),
         "logits": numbers_json(face.logits),
         "fused": rounded(face.fused),
+        **shadow,
     }

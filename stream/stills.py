@@ -1,11 +1,15 @@
 """The sampled pictures of a video file, decoded in this process: for files that the user chose to score."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
 
+from detectors.quantiser import OPTIONS as QP_OPTIONS
+from detectors.quantiser import mean_qp
 from detectors.readings import Image
 from stream.errors import Code, UnmaskError
 from stream.parameters import read_rotation
@@ -22,7 +26,8 @@ USUAL_STEP_US = MICRO // 25
 class Still:
     """One sampled picture: full and reduced, uint8 (H, W, 3) RGB, upright. `media_us` counts from the begin.
 
-    `cut`: a shot cut lies between the sampled picture before and this one.
+    `cut`: a shot cut lies between the sampled picture before and this one. `qp`: its mean quantiser, 0..51,
+    where the codec tells it.
     """
 
     number: int
@@ -30,14 +35,48 @@ class Still:
     image: Image
     small: Image
     cut: bool
+    qp: float | None = None
 
 
-def stills(path: Path, fps: float, detect_width: int) -> Iterator[Still]:
-    """Yield the pictures of the first video stream at `fps` (Hz).
+def stills(path: Path, fps: Callable[[], float], detect_width: int) -> Iterator[Still]:
+    """Yield the pictures of the first video stream at `fps()` (Hz), asked anew at each picture.
 
     Damaged frames, and what follows them up to the next keyframe, are left out (DESIGN 3.3). Raises
     `UnmaskError` (SOURCE_NOT_FOUND, SOURCE_INVALID, SOURCE_NO_VIDEO) with a sentence for the user.
     """
+    sampler = Sampler()
+    return _taken(path, detect_width, lambda _, media_us: sampler.take(media_us, fps()))
+
+
+def evenly(path: Path, count: int, detect_width: int) -> Iterator[Still]:
+    """Yield at most `count` (> 0) pictures, evenly from the first to the last; else as `stills`."""
+    with _opened(path) as (container, stream):
+        frames = sum(1 for packet in container.demux(stream) if packet.size)
+    wanted = set(np.linspace(0, frames - 1, min(count, frames)).round().astype(int).tolist())
+    return _taken(path, detect_width, lambda index, _: index in wanted)
+
+
+def _taken(path: Path, detect_width: int, take: Callable[[int, int], bool]) -> Iterator[Still]:
+    """Yield the pictures that `take` wants, told their index among the undamaged and their media time."""
+    with _opened(path) as (container, stream):
+        rotation = read_rotation(stream)
+        stream.codec_context.options = QP_OPTIONS
+        pictures, shots, time = Pictures(detect_width), ShotDetector(), _Time()
+        number, cut = 0, False
+        for index, frame in enumerate(_clean_frames(container, stream)):
+            cut |= shots.add(thumbnail(frame))
+            media_us = time.of(frame)
+            if not take(index, media_us):
+                continue
+            image, small = pictures.convert(frame, rotation, stream.sample_aspect_ratio)
+            yield Still(number, media_us, image, small, cut, mean_qp(frame))
+            number, cut = number + 1, False
+    if number == 0:
+        raise UnmaskError(Code.SOURCE_INVALID, "holds no picture that can be decoded")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
         container = av.open(str(path))
     except FileNotFoundError:
@@ -48,20 +87,7 @@ def stills(path: Path, fps: float, detect_width: int) -> Iterator[Still]:
     with container:
         if not container.streams.video:
             raise UnmaskError(Code.SOURCE_NO_VIDEO, "holds no video")
-        stream = container.streams.video[0]
-        rotation = read_rotation(stream)
-        pictures, sampler, shots, time = Pictures(detect_width), Sampler(), ShotDetector(), _Time()
-        number, cut = 0, False
-        for frame in _clean_frames(container, stream):
-            cut |= shots.add(thumbnail(frame))
-            media_us = time.of(frame)
-            if not sampler.take(media_us, fps):
-                continue
-            image, small = pictures.convert(frame, rotation, stream.sample_aspect_ratio)
-            yield Still(number, media_us, image, small, cut)
-            number, cut = number + 1, False
-    if number == 0:
-        raise UnmaskError(Code.SOURCE_INVALID, "holds no picture that can be decoded")
+        yield container, container.streams.video[0]
 
 
 def _clean_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -24,6 +24,9 @@ VERDICT_COLOURS: Mapping[str, str] = {
 
 INCHES, DPI = (10.0, 4.0), 120
 
+MEMBERS_SHARE = 0.5
+"""Height of the curves of single members, in heights of what is made of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class IncidentSpan:
@@ -119,6 +122,8 @@ class Timeline:
         self.dropped: Counter[str] = Counter()
         self.incidents: dict[str, IncidentSpan] = {}
         self._looks: list[tuple[int, float]] = []
+        self._members: dict[str, list[tuple[int, float]]] = {}
+        """Logits of each member, of the face that scored highest."""
         self._said: list[Said] = []
         self._gaps: list[tuple[int, int]] = []
 
@@ -161,8 +166,16 @@ class Timeline:
         """Write score with interval, thresholds, verdicts, incidents and dropped ranges over time as PNG."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=INCHES, layout="constrained")
-        axes = figure.add_subplot(xlabel="seconds of media time", ylabel="probability of manipulation")
+        many = len(self._members) > 1
+        width, height = INCHES
+        figure = Figure(figsize=(width, height * (1 + MEMBERS_SHARE * many)), layout="constrained")
+        ratios = [1, MEMBERS_SHARE] if many else [1]
+        axes, *below = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        axes.set(ylabel="probability of manipulation")
+        for lower in below:
+            lower.set(ylabel="logit per member")
+            self._draw_members(lower)
+        figure.axes[-1].set(xlabel="seconds of media time")
         axes.set(title=self.stream, xlim=(0, max(self._at(self.last_us), 0.001)), ylim=(-0.08, 1.02))
         self._draw_spans(axes)
         self._draw_looks(axes)
@@ -176,10 +189,18 @@ class Timeline:
         figure.savefig(path, dpi=DPI)
 
     def _add_frame(self, record: Mapping[str, Any]) -> None:
-        fused = [face["fused"] for face in record["faces"] if face["fused"] is not None]
-        if fused:
-            self._looks.append((record["media_us"], max(fused)))
-            _thin(self._looks)
+        faces = [face for face in record["faces"] if face["fused"] is not None]
+        if not faces:
+            return
+        highest = max(faces, key=lambda face: face["fused"])
+        self._looks.append((record["media_us"], highest["fused"]))
+        _thin(self._looks)
+        shadows = {f"{name} (shadow)": logit for name, logit in highest.get("shadow", {}).items()}
+        for name, logit in (highest["logits"] | shadows).items():
+            if logit is not None:
+                points = self._members.setdefault(name, [])
+                points.append((record["media_us"], logit))
+                _thin(points)
 
     def _reach(self, media_us: int) -> None:
         self.first_us = min(self.first_us or media_us, media_us)
@@ -193,6 +214,14 @@ class Timeline:
         values = 1 / (1 + np.exp(-np.array([fused for _, fused in self._looks])))
         if times:
             axes.plot(times, values, ".", color="0.7", markersize=3, label="single pictures, uncalibrated")
+
+    def _draw_members(self, axes: Any) -> None:
+        """Draw the logit of each member; one alone says what the curve above says."""
+        for name, points in self._members.items():
+            times, logits = [self._at(at) for at, _ in points], [logit for _, logit in points]
+            axes.plot(times, logits, ".", markersize=2, alpha=0.6, label=name)
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.legend(loc="upper left", fontsize=7, ncols=4)
 
     def _draw_said(self, axes: Any) -> None:
         """Draw verdicts as a strip at the bottom and the probability with its interval as steps."""

@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
+from detectors.calibration import Autocorrelation, ConformalSet, Disagreement, Histogram, Sets
 from detectors.readings import Reason
 from stream import config
-from stream.windows import MICRO, Estimate
+from stream.windows import CORRELATION_S, MICRO, Estimate
 
 MIN_GOOD_SHARE = 0.5
 """At least this share of a window's samples must be good enough to decide on. The sharpest frames of a
 blurred video are a selection, and blurred authentic faces score as fakes (SCIENCE D)."""
 
 EVEN = 0.5
-"""The interval must lie wholly on one side of this for a verdict."""
+"""Probability on either side of which a face leans to one class."""
 
 NO_CALIBRATION = "none"
 """Kind of calibration under which a logit means nothing that an accusation could rest on."""
@@ -34,6 +35,22 @@ class Calibration(Protocol):
     @property
     def kind(self) -> str:
         """Return none, shipped or own."""
+
+    @property
+    def sets(self) -> Sets | None:
+        """Return the conformal sets, None where nobody fitted any."""
+
+    @property
+    def rho(self) -> Autocorrelation | None:
+        """Return the measured autocorrelation of one face's logits, None without one."""
+
+    @property
+    def disagreement(self) -> Disagreement | None:
+        """Return how far members may contradict each other, None for a single one."""
+
+    @property
+    def reference(self) -> Mapping[str, Histogram]:
+        """Return how scores and quality were spread at calibration, empty where nobody noted it."""
 
     def probability(self, logit: float, n_eff: float) -> float:
         """Return the calibrated probability of manipulation, 0..1, of a mean logit worth `n_eff` samples."""
@@ -63,6 +80,8 @@ class Judgement:
     `probability` and `interval` lie in 0..1, `logit` and `members` are window means, `llr` is a natural
     logarithm; all None (`members` empty) when no face could be read. `sufficient` says that there was
     evidence enough to decide, whatever it then said. `samples` were read, `good` of them may decide.
+    `disagreement` is how far the members contradict each other (log odds; None of a single one),
+    `conformal` the classes that the score could belong to (None where the calibration has no sets).
     """
 
     verdict: Verdict
@@ -76,6 +95,23 @@ class Judgement:
     samples: int = 0
     good: int = 0
     n_eff: float = 0.0
+    disagreement: float | None = None
+    conformal: ConformalSet | None = None
+
+    @property
+    def alarming(self) -> bool:
+        """Whether this may begin an incident: manipulated, and not by as much as one person's face explains.
+
+        A verdict is an answer at a known rate of error; a stream is asked for hours, of many faces, and tells
+        by itself. So the lower end of the interval, the spread between people taken off, must be above even.
+        """
+        return self.verdict is Verdict.MANIPULATED and self.lower > EVEN
+
+    def watched(self) -> "Judgement":
+        """What a stream or a video says of it: an accusation that is not alarming is none yet."""
+        if self.verdict is not Verdict.MANIPULATED or self.alarming:
+            return self
+        return replace(self, verdict=Verdict.INCONCLUSIVE, reasons=(Reason.AMBIGUOUS,))
 
     @property
     def lower(self) -> float:
@@ -85,13 +121,14 @@ class Judgement:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Return what `dataclasses.asdict` turned into JSON."""
-        interval = fields["interval"]
+        interval, conformal = fields["interval"], fields.get("conformal")
         return cls(
             **{
                 **fields,
                 "verdict": Verdict(fields["verdict"]),
                 "reasons": tuple(Reason(reason) for reason in fields["reasons"]),
                 "interval": (interval[0], interval[1]) if interval else None,
+                "conformal": ConformalSet(conformal) if conformal else None,
             }
         )
 
@@ -113,38 +150,47 @@ def judge(
 ) -> Judgement:
     """Return what one window says by itself, with no memory of what was said before.
 
-    Everything that speaks against deciding is asked first; only then the interval. `MANIPULATED` needs the
-    point estimate at `open_probability` or above AND the lower end of the interval above one half: the first
-    asks for a strong score, the second for a well-founded one, and few samples or a wide spread between
-    identities fail it however high the score. `AUTHENTIC` needs the upper end below one half. With a
-    calibration of kind none nothing is decided: its probability is a plain sigmoid, for information.
+    Everything that speaks against deciding is asked first; then whether the members agree; then the
+    conformal set. {authentic} is `AUTHENTIC`. {manipulated} is `MANIPULATED` at a probability of
+    `open_probability` or above. Both classes are AMBIGUOUS, neither ATYPICAL. The probability, like the sets,
+    counts the spread between people already: the interval, which shows it, does not decide a second time.
+
+    A calibration without sets decides by the interval alone: wholly on one side of even, and, to accuse, at
+    `open_probability` or above. With one of kind none nothing is decided: its probability is a plain
+    sigmoid, for information.
     """
     if estimate is None:
         return Judgement(Verdict.INCONCLUSIVE, _missing(sampled, settings) or (Reason.NO_FACE,))
     n_eff = _believable(estimate, calibration)
-    probability = calibration.probability(estimate.logit, n_eff)
-    low, high = calibration.interval(estimate.logit, n_eff, settings.level)
+    sets, agreement = calibration.sets, calibration.disagreement
     scored = Judgement(
         Verdict.INCONCLUSIVE,
-        (Reason.AMBIGUOUS,),
-        probability=probability,
-        interval=(low, high),
+        (),
+        probability=calibration.probability(estimate.logit, n_eff),
+        interval=calibration.interval(estimate.logit, n_eff, settings.level),
         logit=estimate.logit,
         llr=calibration.llr(estimate.logit, n_eff),
         members=estimate.members,
         samples=estimate.samples,
         good=estimate.good,
         n_eff=n_eff,
+        disagreement=agreement.between(estimate.members) if agreement else None,
+        conformal=sets.of(estimate.logit) if sets else None,
     )
     uncalibrated = (Reason.UNCALIBRATED,) if calibration.kind == NO_CALIBRATION else ()
     against = uncalibrated or _insufficient(estimate, settings, sampled)
     if against:
         return replace(scored, reasons=against)
-    if low > EVEN and probability >= settings.open_probability:
-        return replace(scored, verdict=Verdict.MANIPULATED, reasons=(), sufficient=True)
-    if high < EVEN:
-        return replace(scored, verdict=Verdict.AUTHENTIC, reasons=(), sufficient=True)
-    return replace(scored, sufficient=True)
+    if agreement and scored.disagreement is not None and scored.disagreement > agreement.limit:
+        return replace(scored, reasons=(Reason.DISAGREEMENT,), sufficient=True)
+    verdict = _decided(scored, settings.open_probability)
+    reasons = () if verdict is not Verdict.INCONCLUSIVE else (_undecided(scored),)
+    return replace(scored, verdict=verdict, reasons=reasons, sufficient=True)
+
+
+def correlation_s(calibration: Calibration) -> float:
+    """Return the seconds over which errors of one face's logits fade to 1/e: measured, else the default."""
+    return calibration.rho.correlation_s if calibration.rho else CORRELATION_S
 
 
 def worst(judgements: Sequence[Judgement]) -> Judgement:
@@ -181,8 +227,8 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
 class Hysteresis:
     """Turns judgements over time into `accused` or not.
 
-    calm --manipulated--> rising --held open_hold_s--> open --below close_probability--> falling
-    --held close_hold_s--> calm. Whatever is not a full `MANIPULATED` sends `rising` back to calm at once:
+    calm --alarming--> rising --held open_hold_s--> open --below close_probability--> falling
+    --held close_hold_s--> calm. Whatever is not alarming sends `rising` back to calm at once:
     before an accusation doubt counts for the accused. An insufficient judgement (bad pictures, too few) moves
     neither `open` nor `falling`: hiding the face is no acquittal.
     """
@@ -200,11 +246,10 @@ class Hysteresis:
 
     def step(self, media_us: int, judgement: Judgement) -> Phase:
         """Apply what is judged at `media_us` and return the phase that follows."""
-        manipulated = judgement.verdict is Verdict.MANIPULATED
         held_us = media_us - self.since_us
-        if self.phase is Phase.CALM and manipulated:
+        if self.phase is Phase.CALM and judgement.alarming:
             self._go(Phase.RISING, media_us)
-        elif self.phase is Phase.RISING and not manipulated:
+        elif self.phase is Phase.RISING and not judgement.alarming:
             self._go(Phase.CALM, media_us)
         elif self.phase is Phase.RISING and held_us >= self._open_us:
             self._go(Phase.OPEN, media_us)
@@ -239,6 +284,24 @@ class Hysteresis:
         if phase not in TRANSITIONS[self.phase]:
             raise AssertionError(f"a face cannot go from {self.phase} to {phase}")
         self.phase, self.since_us = phase, media_us
+
+
+def _decided(scored: Judgement, open_probability: float) -> Verdict:
+    assert scored.probability is not None
+    assert scored.interval is not None
+    low, high = scored.interval
+    if scored.conformal is None:
+        authentic, manipulated = high < EVEN, low > EVEN
+    else:
+        authentic = scored.conformal is ConformalSet.AUTHENTIC and scored.probability < EVEN
+        manipulated = scored.conformal is ConformalSet.MANIPULATED
+    if manipulated and scored.probability >= open_probability:
+        return Verdict.MANIPULATED
+    return Verdict.AUTHENTIC if authentic else Verdict.INCONCLUSIVE
+
+
+def _undecided(scored: Judgement) -> Reason:
+    return Reason.ATYPICAL if scored.conformal is ConformalSet.NEITHER else Reason.AMBIGUOUS
 
 
 def _rank(judgement: Judgement) -> int:

@@ -83,7 +83,7 @@ class Session:
         stack.callback(self._log.close)
         self._log.create_topics(topic_specs(config))
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
-        metrics = Metrics()
+        metrics = Metrics(assembly.usage)
         if config.worker.metrics_port:
             serve(metrics.registry, config.worker.metrics_port, config.worker.metrics_host)
 
@@ -99,6 +99,7 @@ class Session:
             evidence,
             clock,
             metrics,
+            heavy=assembly.heavy,
         )
         self._thread = threading.Thread(target=self._work, name="unmask-detect", daemon=True)
         factory = partial(SqliteLog, log_folder(config), config.log, SystemClock())

@@ -15,9 +15,9 @@ from detectors.readings import FaceReading, Reason
 MICRO = 1_000_000
 
 CORRELATION_S = 1.0
-"""Time over which the errors of one face's logits are taken to fade to 1/e. Too few identities of video exist
-here to pool a measured autocorrelation (SCIENCE D), so this is a prudent default: however fast the sampling,
-ten seconds of one face count as about five independent looks."""
+"""Time over which the errors of one face's logits are taken to fade to 1/e while the calibration holds no
+measured autocorrelation (SCIENCE D). A prudent default: however fast the sampling, ten seconds of one face
+count as about five independent looks."""
 
 SPACING_S = 0.5
 """A sample stands for the time since the one before, up to this: the spacing of the slowest default sampling.
@@ -49,10 +49,11 @@ class Estimate:
 
     `logit` and `members` are means over the good samples, weighted by quality and by the time that each
     stands for (while none is good over all of them, so that something can be reported; nothing is decided on
-    those). `n_eff` >= 1 is the number of
-    independent samples they are worth, `spread` the variance of their logits. `span_us` lies between the
-    first and last good sample, `onset_us` is the first good sample that leans to manipulated (None: none
-    does). `reasons` are those of the samples that are not good, the most frequent first.
+    those). A member that did not read all of them (heavy ones are asked on suspicion only) has the mean of
+    those that it read. `n_eff` >= 1 is the number of independent samples they are worth, `spread` the
+    variance of their logits. `span_us` lies between the first and last good sample, `onset_us` is the first
+    good sample that leans to manipulated (None: none does). `reasons` are those of the samples that are not
+    good, the most frequent first.
     """
 
     logit: float
@@ -94,10 +95,7 @@ def pooled_sample(samples: Sequence[Sample]) -> Sample:
     return Sample(
         media_us=samples[0].media_us,
         fused=round(_mean((sample.fused, sample.weight) for sample in kept), LOGIT_DIGITS),
-        members={
-            name: round(_mean((sample.members[name], sample.weight) for sample in kept), LOGIT_DIGITS)
-            for name in _common_members(kept)
-        },
+        members={name: round(mean, LOGIT_DIGITS) for name, mean in _member_means(kept).items()},
         weight=round(weight / len(kept), LOGIT_DIGITS),
         reasons=reasons,
     )
@@ -108,10 +106,13 @@ def effective_samples(times_us: Sequence[int], weights: Sequence[float], correla
 
     (sum w)^2 / sum_ij w_i w_j rho(|t_i - t_j|) with rho(t) = exp(-t / correlation_s): SCIENCE D's
     (sum w)^2 / sum w^2 over 1 + 2 sum_k (1 - k/n) rho_k, but for any spacing, since sampling speeds up on
-    suspicion. Times ascend; weights are > 0. Linear in the number of samples.
+    suspicion. Times ascend; weights are > 0; `correlation_s` >= 0, where 0 means independent. Linear in the
+    number of samples.
     """
     if not weights:
         return 0.0
+    if correlation_s == 0:
+        return max(1.0, sum(weights) ** 2 / sum(weight * weight for weight in weights))
     diagonal = sum(weight * weight for weight in weights)
     cross = carried = 0.0
     for index in range(1, len(weights)):
@@ -135,10 +136,7 @@ def estimate(samples: Sequence[Sample], correlation_s: float = CORRELATION_S) ->
     leaning = (sample.media_us for sample in good if sample.fused > 0)
     return Estimate(
         logit=logit,
-        members={
-            name: _mean((sample.members[name], sample.weight) for sample in kept)
-            for name in _common_members(kept)
-        },
+        members=_member_means(kept),
         n_eff=effective_samples(
             [sample.media_us for sample in kept], [sample.weight for sample in kept], correlation_s
         ),
@@ -154,10 +152,14 @@ def estimate(samples: Sequence[Sample], correlation_s: float = CORRELATION_S) ->
 
 
 class Window:
-    """The samples of the last `length_us` of media time: those in (now - length_us, now]."""
+    """The samples of the last `length_us` of media time: those in (now - length_us, now].
 
-    def __init__(self, length_us: int) -> None:
+    `correlation_s`: time over which the errors of their logits fade to 1/e.
+    """
+
+    def __init__(self, length_us: int, correlation_s: float = CORRELATION_S) -> None:
         self._length_us = length_us
+        self._correlation_s = correlation_s
         self._samples: deque[Sample] = deque()
 
     def __len__(self) -> int:
@@ -185,7 +187,7 @@ class Window:
         self._samples.clear()
 
     def estimate(self) -> Estimate | None:
-        return estimate(tuple(self._samples))
+        return estimate(tuple(self._samples), self._correlation_s)
 
     def state(self) -> list[list[Any]]:
         """Return the samples as JSON: one row each."""
@@ -216,8 +218,13 @@ def _mean(pairs: Iterable[tuple[float, float]]) -> float:
     return total / weight_sum if weight_sum else 0.0
 
 
-def _common_members(samples: Sequence[Sample]) -> list[str]:
-    return [name for name in samples[0].members if all(name in sample.members for sample in samples)]
+def _member_means(samples: Sequence[Sample]) -> dict[str, float]:
+    """Return each member's mean logit over the samples that it read."""
+    names = dict.fromkeys(name for sample in samples for name in sample.members)
+    return {
+        name: _mean((sample.members[name], sample.weight) for sample in samples if name in sample.members)
+        for name in names
+    }
 
 
 def _most_frequent(samples: Iterable[Sample]) -> tuple[Reason, ...]:

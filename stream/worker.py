@@ -20,10 +20,12 @@ from stream.aggregate import Output, StreamAggregate
 from stream.alerts import Publisher
 from stream.bursts import BurstBudget
 from stream.canary import canary_aggregate, canary_id, canary_record
+from stream.cascade import Cascade, Heavy
 from stream.clipping import Clipper, Cut, readable
 from stream.clips import SUFFIXES, Clip
 from stream.clock import Clock, Deadline
 from stream.config import Config
+from stream.controls import Retract, from_body
 from stream.deadletter import dead_letters, newest
 from stream.decoders import DecoderPool
 from stream.device import Device, Reader, Result, Skipped
@@ -43,6 +45,7 @@ from stream.pulse import Pulse, WatchedLog
 from stream.records import (
     SCHEMA,
     ChunkMeta,
+    Control,
     Kind,
     OutRecord,
     Record,
@@ -103,6 +106,9 @@ STATUS_S = 0.2
 """Between snapshots for tables: as often as an eye can follow."""
 
 
+RETRACT = Control.RETRACT.value.encode()
+"""Control of records that belong to no attachment, and to no decoder."""
+
 LOG_CODES = frozenset({Code.LOG_AWAY, Code.LOG_FULL, Code.LOG_POSITION, Code.LOG_UNUSABLE})
 """What is wrong with the log, and not with the record that it was asked about."""
 
@@ -140,8 +146,10 @@ class Worker:
         metrics: Metrics,
         member: str = "detect",
         alone: bool = True,
+        heavy: Heavy | None = None,
     ) -> None:
-        """`alone`: no other worker's events name the evidence in this store, so what none names can go."""
+        """`alone`: no other worker's events name the evidence in this store, so what none names can go.
+        `heavy` reads faces of suspect streams more deeply."""
         self._config = config
         self._pulse = Pulse(clock)
         self._media = self._topic(Topic.MEDIA)
@@ -154,7 +162,9 @@ class Worker:
         self._clock = clock
         self._metrics = metrics
         self._member = member
-        self._device: Device[Held] = Device(reader, 1 if config.deterministic else FRAMES_AT_ONCE, clock)
+        self._cascade = Cascade(heavy, config.members.heavy_budget, clock) if heavy is not None else None
+        at_once = 1 if config.deterministic else FRAMES_AT_ONCE
+        self._device: Device[Held] = Device(reader, at_once, clock, self._cascade)
         self._pool = DecoderPool(config.decode, clock)
         self._clipper: Clipper[Held] = Clipper(log, config.decode, clock)
         self._bursts = BurstBudget(config.sampling.burst_budget, clock)
@@ -356,6 +366,9 @@ class Worker:
             return
         self._shown = now
         self._metrics.decoders = self._pool.stats()
+        self._metrics.drift = {stream: feed.aggregate.drift for stream, feed in self._feeds.items()}
+        if self._cascade is not None:
+            self._metrics.heavy = {what.value: count for what, count in self._cascade.pictures.items()}
         self._metrics.partitions.set(len(self._consumer.assignment()))
         self._metrics.clips_waiting.set(sum(feed.clip is not None for feed in self._feeds.values()))
         self.statuses = tuple(status(stream, feed) for stream, feed in self._feeds.items() if not feed.canary)
@@ -402,6 +415,12 @@ class Worker:
         """
         partition = TopicPartition(record.topic, record.partition)
         settled = self._positions.settled(partition, record.offset)
+        if record.headers.get("control") == RETRACT:
+            self._positions.taken(partition, record.offset)
+            if not settled:
+                self._retract(record, partition)
+            self._positions.applied(partition, record.offset)
+            return
         if settled and record.key not in self._feeds:  # of a stream whose state was forgotten since
             return
         try:
@@ -426,6 +445,24 @@ class Worker:
         feed.backlog.append(record)
         if len(feed.backlog) >= BACKLOG_PAUSE:
             self._consumer.pause([partition])
+
+    def _retract(self, record: Record, partition: TopicPartition) -> None:
+        """Withdraw an incident; one that its stream does not remember is no longer ours to withdraw."""
+        feed = self._feeds.get(record.key)
+        try:
+            asked = from_body(Retract, record.value or b"")
+            if feed is None or feed.partition != partition:
+                raise UnmaskError(Code.CHUNK_INVALID, f"no stream {record.key[:80]!r} is watched here")
+            told = feed.aggregate.retract(asked.incident, asked.reason)
+        except (UnmaskError, ValueError) as error:
+            logger.warning("a retraction cannot be applied: %s", error)
+            self._metrics.retractions.labels("refused").inc()
+            self._put_letters(partition, [record], 0, Code.CHUNK_INVALID, str(error))
+            return
+        self._metrics.retractions.labels("applied" if told else "unknown").inc()
+        logger.info("%s: retraction of incident %s: %d events", record.key, asked.incident, len(told))
+        self._tell(feed, told)
+        feed.dirty = not feed.canary
 
     def _feed_of(self, record: Record, partition: TopicPartition) -> Held:
         """Return the feed of a record. Raises `UnmaskError` if the record is not ours to read."""
@@ -536,7 +573,7 @@ class Worker:
             event.release()
             self._device.offer(Skipped(event, _stale(event)), True, feed)
         else:
-            self._device.offer(event, late, feed)
+            self._device.offer(event, late, feed, not feed.canary and feed.aggregate.suspect)
 
     def _is_late(self, frame: SampledFrame) -> bool:
         if frame.meta.kind is Kind.FILE:

@@ -22,6 +22,7 @@ AVERAGE = np.array([[-0.5, 0], [0.5, 0], [0, 0.5], [-0.42, 1.07], [0.42, 1.07]],
 """The five points of an average face in distances between the pupils, their middle at 0: medians of the
 authentic DFDC, LFW and FFHQ faces under MTCNN."""
 
+
 class Pictures(Protocol):
     """Pictures uint8 [N, P, P, 3], in memory or read when asked for."""
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from detectors.calibration import Calibration
@@ -22,6 +21,7 @@ from detectors.drift import reference_histograms
 from detectors.ensemble import FILE
 from detectors.members import Member, load_member
 from detectors.quality import QualityLimits, measure
+from detectors.training import exported_weights
 from detectors.training.calibrate import (
     Panel,
     fit_calibration,
@@ -31,8 +31,8 @@ from detectors.training.calibrate import (
 from detectors.training.clips import load_clips
 from detectors.training.data import DFDC, Faces, load_authentic, load_faces, resized
 from detectors.training.export import export_member
-from detectors.training.objective import score
 from detectors.training.metrics import auc, bootstrap_by_identity
+from detectors.training.objective import score
 from detectors.training.recipe import Recipe, load_recipe
 from detectors.training.strangers import framed, stranger_pairs
 
@@ -73,7 +73,7 @@ class Truth:
 def export_run(recipe_path: Path, run: Path, out: Path) -> Member:
     """Writes the averaged weights of a training as an uncalibrated member into `out/<name>`."""
     recipe = load_recipe(recipe_path)
-    tensors = torch.load(run / "average.pt", map_location="cpu", weights_only=True)
+    tensors = exported_weights(run, recipe)
     directory = out / recipe.name
     (directory / "calibration.json").unlink(missing_ok=True)
     export_member(directory, tensors, recipe, None, facts(recipe))
@@ -194,7 +194,7 @@ def ship(
             tested_for=TESTED_FOR,
         )
         recipe = load_recipe(recipe_path)
-        tensors = torch.load(run / "average.pt", map_location="cpu", weights_only=True)
+        tensors = exported_weights(run, recipe)
         found = figures(read, known)
         summary = {"val_auc": found["val"]["auc"], "val_auc_interval": found["val"]["interval"]}
         export_member(

@@ -1,6 +1,8 @@
 """The reader of faces: right faces to right frames, right crops to right members, batched or not."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,9 +15,9 @@ from detectors.crops import CropKind, CropPolicy, crop, to_tensor
 from detectors.members import Member
 from detectors.mtcnn import MtcnnDetector
 from detectors.quality import QualityLimits, measure
-from detectors.reader import FaceReader
+from detectors.reader import FaceReader, Role, Runner
 from detectors.readings import Image, Reason
-from detectors.reference import portrait, reference_crops
+from detectors.reference import portrait, reference_crops, reference_face
 from engines.eager import EagerEngine
 
 TIGHT = CropPolicy(CropKind.TIGHT, 48, 1.0)
@@ -35,13 +37,34 @@ class Counting:
     name = "counting"
     precision = "fp32"
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float = 0.0) -> None:
         self._engine = EagerEngine(Brightness(), "fp32", 1)
+        self._shift = shift
         self.batches: list[int] = []
+        self.inputs: list[Tensor] = []
 
     def __call__(self, faces: Tensor) -> tuple[np.ndarray, np.ndarray]:
         self.batches.append(len(faces))
-        return self._engine(faces)
+        self.inputs.append(faces)
+        logits, attention = self._engine(faces)
+        return logits + self._shift, attention
+
+
+class Failing:
+    """An engine that fails at its n-th call, from 1."""
+
+    name = "failing"
+    precision = "fp32"
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.calls = 0
+
+    def __call__(self, faces: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        self.calls += 1
+        if self.calls == self._at:
+            raise RuntimeError("out of memory")
+        return np.full(len(faces), 9.0, np.float32), np.zeros((len(faces), 2, 2), np.float32)
 
 
 def member(name: str, policy: CropPolicy) -> Member:
@@ -61,8 +84,22 @@ def reader(
     batch: int = 4,
     deterministic: bool = False,
 ) -> FaceReader:
-    engines = {one.name: engine or Counting() for one in members}
-    return FaceReader(detector, members, engines, QualityLimits(), max_faces, batch, deterministic)  # type: ignore[arg-type]
+    runners = [Runner(one, engine or Counting()) for one in members]  # type: ignore[arg-type]
+    return made_of(detector, runners, max_faces, batch, deterministic)
+
+
+def made_of(
+    detector: MtcnnDetector,
+    runners: list[Runner],
+    max_faces: int = 8,
+    batch: int = 4,
+    deterministic: bool = False,
+) -> FaceReader:
+    return FaceReader(detector, runners, mean, QualityLimits(), max_faces, batch, deterministic)
+
+
+def mean(logits: Mapping[str, float]) -> float:
+    return sum(logits.values()) / len(logits)
 
 
 def frame(faces: int, alpha: float = 1.0) -> tuple[Image, Image]:
@@ -99,7 +136,7 @@ def test_boxes_are_of_the_full_picture(detector: MtcnnDetector) -> None:
     assert all(left < x < right and top < y < bottom for x, y in face.detection.landmarks)
 
 
-def test_each_member_gets_its_own_framing_and_fused_is_the_mean_of_logits(detector: MtcnnDetector) -> None:
+def test_each_member_gets_its_own_framing_and_all_are_fused(detector: MtcnnDetector) -> None:
     members = (member("wide", WIDE), member("tight", TIGHT), member("tight2", TIGHT))
     image, small = frame(2)
     for face in reader(detector, members).read([(image, small)])[0]:
@@ -111,6 +148,16 @@ def test_each_member_gets_its_own_framing_and_fused_is_the_mean_of_logits(detect
         assert face.fused == pytest.approx(sum(face.logits.values()) / 3)
         assert face.crop.shape == (64, 64, 3)
         assert face.attention.shape == (8, 8)
+
+
+def test_maps_are_kept_of_the_members_that_saw_the_same_square(detector: MtcnnDetector) -> None:
+    large = TIGHT.at_size(96)
+    members = (member("tight", TIGHT), member("large", large), member("wide", WIDE))
+    (face,) = reader(detector, members).read([frame(1)])[0]
+    assert list(face.maps) == ["tight", "large"]
+    assert np.array_equal(face.maps["tight"], face.attention)
+    expected = Brightness()(to_tensor(crop(frame(1)[0], face.detection.box, large)[None], large))[1]
+    assert np.allclose(face.maps["large"], expected[0].numpy(), atol=1e-5)
 
 
 def test_crops_of_all_frames_share_batches_of_bounded_size(detector: MtcnnDetector) -> None:
@@ -202,17 +249,99 @@ def test_says_which_engine_runs(detector: MtcnnDetector) -> None:
     assert (made.engine, made.precision) == ("counting", "fp32")
 
 
+def test_members_of_one_policy_share_their_input(detector: MtcnnDetector) -> None:
+    engines = [Counting(), Counting(), Counting()]
+    policies = (TIGHT, WIDE, TIGHT)
+    made_of(
+        detector,
+        [
+            Runner(member(name, policy), engine)  # type: ignore[arg-type]
+            for name, policy, engine in zip("abc", policies, engines, strict=True)
+        ],
+    ).read([frame(1)])
+    assert engines[0].inputs[0] is engines[2].inputs[0]
+    assert engines[0].inputs[0].shape != engines[1].inputs[0].shape
+
+
+def runners(*told: tuple[str, CropPolicy, object, Role]) -> list[Runner]:
+    return [Runner(member(name, policy), engine, role) for name, policy, engine, role in told]  # type: ignore[arg-type]
+
+
+def test_a_shadow_is_recorded_and_has_no_say(detector: MtcnnDetector) -> None:
+    pictures = [frame(2), frame(1)]
+    voters = runners(("a", TIGHT, Counting(), Role.VOTER))
+    shadow = runners(("s", WIDE, Counting(3.0), Role.SHADOW))
+    alone = made_of(detector, voters).read(pictures)
+    watched = made_of(detector, voters + shadow)
+    beside = watched.read(pictures)
+    for mine, theirs in zip(sum(alone, ()), sum(beside, ()), strict=True):
+        assert (mine.logits, mine.fused, mine.shadow) == (theirs.logits, theirs.fused, {})
+        assert np.array_equal(mine.crop, theirs.crop)
+        assert theirs.shadow["s"] > 1
+    assert watched.engine == "counting"
+    assert [(used.name, used.role, used.faces, used.off) for used in watched.usage()] == [
+        ("a", Role.VOTER, 3, False),
+        ("s", Role.SHADOW, 3, False),
+    ]
+
+
+@pytest.mark.parametrize("shift", [None, math.nan, math.inf])
+def test_a_shadow_that_fails_costs_nothing_and_is_switched_off(
+    detector: MtcnnDetector, shift: float | None
+) -> None:
+    engine = Failing(at=1) if shift is None else Counting(shift)
+    told = runners(("a", TIGHT, Counting(), Role.VOTER), ("s", WIDE, engine, Role.SHADOW))
+    made = made_of(detector, told, batch=2)
+    found = made.read([frame(3)])[0]
+    assert len(found) == 3
+    assert [face.shadow for face in found] == [{}, {}, {}]
+    made.read([frame(1)])
+    assert (engine.calls if isinstance(engine, Failing) else len(engine.batches)) == 1
+    assert [used.off for used in made.usage()] == [False, True]
+
+
+def test_heavy_members_read_only_when_asked_and_only_good_faces(detector: MtcnnDetector) -> None:
+    heavy = Counting(8.0)
+    made = made_of(
+        detector, runners(("a", TIGHT, Counting(), Role.VOTER), ("h", WIDE, heavy, Role.HEAVY)), batch=1
+    )
+    image, small = frame(3)
+    cheap = made.read([(image, small)])[0]
+    assert heavy.batches == []
+    bad = replace(cheap[1], quality=replace(cheap[1].quality, reasons=(Reason.BLUR,)))
+    deeper = made.deepen(image, (cheap[0], bad, cheap[2]))
+    assert heavy.batches == [1, 1]
+    assert deeper[1] is bad
+    for before, after in ((cheap[0], deeper[0]), (cheap[2], deeper[2])):
+        expected, _ = Brightness()(to_tensor(crop(image, before.detection.box, WIDE)[None], WIDE))
+        assert after.logits == before.logits | {"h": pytest.approx(float(expected[0]) + 8, abs=1e-5)}
+        assert after.fused == mean(after.logits)
+        assert (after.detection, after.quality) == (before.detection, before.quality)
+    assert made.has_heavy
+    assert not reader(detector).has_heavy
+
+
+def test_a_heavy_member_that_fails_says_so(detector: MtcnnDetector) -> None:
+    image, small = frame(1)
+    for engine, said in ((Failing(at=1), "out of memory"), (Counting(math.nan), "heavy member h gives")):
+        told = runners(("a", TIGHT, Counting(), Role.VOTER), ("h", WIDE, engine, Role.HEAVY))
+        made = made_of(detector, told)
+        faces = made.read([(image, small)])[0]
+        with pytest.raises((RuntimeError, ValueError), match=said):
+            made.deepen(image, faces)
+
+
 def test_refuses_to_be_made_of_nothing(detector: MtcnnDetector) -> None:
     with pytest.raises(ValueError, match="no members"):
         reader(detector, ())
-    with pytest.raises(ValueError, match="member b has no engine; there are: a"):
-        FaceReader(
-            detector, [member("b", TIGHT)], {"a": Counting()}, QualityLimits(), 8, 4, False  # type: ignore[dict-item]
-        )  # fmt: skip
+    with pytest.raises(ValueError, match="no members"):
+        made_of(detector, [Runner(member("b", TIGHT), Counting(), Role.SHADOW)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="member b is there twice"):
+        reader(detector, (member("b", TIGHT), member("b", WIDE)))
 
 
 def test_reference_crops_are_faces_and_differ(detector: MtcnnDetector) -> None:
-    crops = reference_crops(detector, TIGHT)
+    crops = reference_crops(reference_face(detector), TIGHT)
     assert crops.shape == (12, 3, 48, 48)
     assert crops.dtype == torch.float32
     assert torch.pdist(crops.flatten(1)).min() > 1

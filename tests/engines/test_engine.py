@@ -80,6 +80,41 @@ def test_what_agrees_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert built(tmp_path, ("openvino", "eager")) is right
 
 
+def test_the_reference_is_asked_once_and_the_others_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Asked(EagerEngine):
+        def __call__(self, faces: torch.Tensor) -> Output:
+            asked.append(len(faces))
+            return super().__call__(faces)
+
+    monkeypatch.setattr(engines, "EagerEngine", Asked)
+    right = Broken(lambda out: out)
+    monkeypatch.setattr(engines, "_make", lambda *_: right)
+    for _ in range(3):
+        assert built(tmp_path, ("openvino", "eager")) is right
+    assert asked == [6]
+    monkeypatch.setattr(engines, "_make", lambda *_: Broken(lambda out: (out[0] + 0.2, out[1])))
+    assert built(tmp_path, ("openvino", "eager")).name == "eager"
+    assert asked == [6]
+    (kept,) = (tmp_path / "reference").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-30])
+    monkeypatch.setattr(engines, "_make", lambda *_: right)
+    assert built(tmp_path, ("openvino", "eager")) is right
+    assert asked == [6, 6]
+    other = build(network(), ("openvino",), "fp32", 0, tmp_path, inputs(4), sigmoid)
+    assert (other, asked) == (right, [6, 6, 4])
+
+
+def test_answers_that_cannot_be_kept_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reference").write_text("in the way")
+    right = Broken(lambda out: out)
+    monkeypatch.setattr(engines, "_make", lambda *_: right)
+    assert built(tmp_path, ("openvino",)) is right
+
+
 def test_a_calibration_that_flattens_does_not_hide_a_change_of_sides() -> None:
     """At temperature 1000 no probability moves by .01, but a verdict has flipped."""
     maps = np.zeros((2, 1, 1), np.float32)

@@ -11,6 +11,7 @@ import av
 
 from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
+from stream.cascade import Heavy
 from stream.chunks import Chunk, Chunker
 from stream.clock import Deadline, FakeClock, SystemClock
 from stream.config import Config
@@ -54,6 +55,7 @@ class Detect:
         self.log.create_topics(topic_specs(self.config))
         self.evidence = EvidenceStore(folder / "evidence", self.clock)
         self.metrics = Metrics()
+        self.heavy: Heavy | None = None
         self._runs = 0
 
     def list_source(self, stream: str, **entry: Any) -> None:
@@ -96,6 +98,7 @@ class Detect:
             self.clock,
             self.metrics,
             member=f"detect-{self._runs}",
+            heavy=self.heavy,
         )
 
     def run(

@@ -49,6 +49,9 @@ PROVENANCE = Provenance(
 )
 
 
+MAP = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+
+
 def face(logit: float, box: Box = LEFT, reasons: tuple[Reason, ...] = (), weight: float = 1.0) -> FaceReading:
     """Return a face as a reader would."""
     eye = (box[0], box[1])
@@ -58,7 +61,8 @@ def face(logit: float, box: Box = LEFT, reasons: tuple[Reason, ...] = (), weight
         logits={"m": logit},
         fused=logit,
         crop=np.full((16, 16, 3), int(abs(logit) * 10) % 255, dtype=np.uint8),
-        attention=np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4),
+        attention=MAP,
+        maps={"m": MAP, "second": MAP[::-1]},
     )
 
 

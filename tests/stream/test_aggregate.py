@@ -19,10 +19,11 @@ from stream.clock import FakeClock
 from stream.config import Config, Sampling, Verdict
 from stream.coverage import cover
 from stream.errors import Code, UnmaskError
-from stream.evidence import EvidenceStore
+from stream.evidence import EvidenceStore, png
 from stream.feeds import Feed, FeedEvent
 from stream.frames import Dropped, Failed, SampledFrame, ScoredFrame
 from stream.incidents import ClipRequest, IncidentEvent, Severity
+from stream.overlay import overlay
 from stream.records import Control, Kind
 from stream.scores import DroppedRecord, ScoreRecord, VerdictRecord
 from tests.stream.story import FACES, PROVENANCE, START_US, STEP_US, Story, Teller, tick
@@ -50,8 +51,9 @@ def test_a_manipulated_stretch_within_an_authentic_one(story: Story) -> None:
     #        0         5 s                      19 s                         32 s
     story.tell("aaaaaaaaaa MMMMMMMMMMMMMMMMMMMMMMMMMMMM aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")
     assert story.told() == [
-        ("opened", 14.0, ""),
-        ("updated", 19.0, "evidence clip"),
+        ("opened", 13.5, ""),
+        ("updated", 14.0, "escalation evidence"),
+        ("updated", 18.5, "evidence clip"),
         ("closed", 32.0, "cleared"),
     ]
     closed = story.incidents()[-1]
@@ -60,7 +62,7 @@ def test_a_manipulated_stretch_within_an_authentic_one(story: Story) -> None:
         (0.5, "inconclusive", "SHORT_TRACK"),
         (2.5, "authentic", ""),
         (7.5, "inconclusive", "AMBIGUOUS"),
-        (14.0, "manipulated", ""),
+        (13.5, "manipulated", ""),
         (32.0, "authentic", ""),
     ]
 
@@ -142,7 +144,7 @@ def test_a_second_face_on_screen_is_not_accused(story: Story) -> None:
 
 def test_a_later_incident_is_another(story: Story) -> None:
     story.tell("M" * 20 + "a" * 60 + "M" * 40)
-    assert [event.incident for event in story.incidents() if event.number == 1] == ["i4000000", "i49000000"]
+    assert [event.incident for event in story.incidents() if event.number == 1] == ["i4000000", "i48500000"]
 
 
 def test_smeared_pictures_accuse_nobody_and_hide_nothing(story: Story) -> None:
@@ -312,9 +314,11 @@ def test_pictures_of_suspicious_faces_are_on_disk_before_they_are_named(story: S
     story.tell("|MMMMMMMM")
     opened = story.incidents()[0]
     assert opened.crops
+    face = FACES["M"][0]
+    shown = png(overlay(face.crop, {"m": face.attention, "second": face.attention[::-1]}))
     for crop in opened.crops:
-        assert story.store.path(crop.crop).read_bytes()[:4] == b"\x89PNG"
-        assert story.store.path(crop.overlay).exists()
+        assert story.store.path(crop.crop).read_bytes() == png(face.crop)
+        assert story.store.path(crop.overlay).read_bytes() == shown
         assert {crop.crop, crop.overlay} <= story.aggregate.references()
 
 

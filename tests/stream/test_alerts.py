@@ -5,17 +5,36 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 import stream
+from detectors.calibration import (
+    Calibration,
+    CalibrationKind,
+    ConformalSet,
+    Disagreement,
+    FalseAlarms,
+    Scale,
+)
 from detectors.readings import Reason
-from stream.alerts import MAX_BODY, CloudEvent, Provenance, Publisher, expected_precision, iso
+from stream.alerts import (
+    MAX_BODY,
+    CloudEvent,
+    Model,
+    Provenance,
+    Publisher,
+    expected_precision,
+    iso,
+    provenance_of,
+)
 from stream.clock import FakeClock
 from stream.config import Config, Incidents
-from stream.feeds import FeedEvent
+from stream.drift import Shift, Standing, Turn
+from stream.feeds import FeedEvent, FeedState
 from stream.incidents import Change, Crop, EventKind, IncidentEvent, Moment, Severity, TrackView
 from stream.verdicts import Judgement, Verdict
 from tests.stream.story import PROVENANCE
@@ -97,6 +116,37 @@ def test_every_feed_event_fits_the_schema(kind: str) -> None:
     assert len(long["data"]["sentence"]) == 500
 
 
+@pytest.mark.parametrize(
+    "shifts", [(), (Shift("score", 0.61, 1.25, -0.5), Shift("sharpness", 0.3, 12.0, 80.0))]
+)
+def test_a_drift_fits_the_schema(shifts: tuple[Shift, ...]) -> None:
+    turn = Turn(Standing.DRIFTED if shifts else Standing.STEADY, shifts)
+    event = checked(publisher().event(FeedState("studio").turned(Moment(US, "0" * 15 + "1", 0, US), turn)))
+    assert (event["type"], event["severity"]) == ("unmask.feed.drift.v1", "low")
+    assert event["data"]["code"] == turn.standing.value
+    assert [shift["part"] for shift in event["data"]["shifts"]] == [shift.part for shift in shifts]
+    assert all(shift.part in event["data"]["sentence"] for shift in shifts)
+    del event["data"]["shifts"]
+    assert not ALERT.is_valid(event)
+
+
+def test_three_members_fit_with_every_track_and_picture() -> None:
+    members = {f"lite{n}-attention-blends-distilled-{n}": -12.3456 for n in range(3)}
+    judgement = replace(incident(EventKind.OPENED).judgement, members=members)
+    models = tuple(Model(name, "12", "f" * 64) for name in members)
+    track = incident(EventKind.OPENED).tracks[0]
+    crop = incident(EventKind.OPENED).crops[0]
+    event = incident(
+        EventKind.UPDATED, judgement=judgement, tracks=(track,) * 8, tracks_total=90, crops=(crop,) * 4
+    )
+    told = publisher(replace(PROVENANCE, models=models)).event(event)
+    assert len(told.body()) < MAX_BODY / 2
+    data = checked(told)["data"]
+    assert data["members"] == members
+    assert [model["name"] for model in data["models"]] == list(members)
+    assert len(data["tracks"]) == 8
+
+
 def test_feed_events_have_ids_of_their_own() -> None:
     ids = {publisher().event(feed(kind)).attributes["id"] for kind in ("up", "down")}
     assert len(ids) == 2
@@ -170,9 +220,60 @@ def test_what_is_behind_the_score_is_told() -> None:
     data = checked(publisher().event(incident(EventKind.OPENED)))["data"]
     assert data["models"] == [{"name": "m", "version": "1", "sha256": "a" * 64}]
     assert (data["tested_for"], data["not_tested_for"]) == (["face swap"], ["lip sync"])
-    assert (data["calibration"], data["prior"], data["level"]) == ("shipped", 0.5, 0.95)
+    assert (data["calibration"], data["prior"], data["level"]) == ("shipped", 0.5, 0.9)
     assert data["members"] == {"m": 3.4}
     assert data["tracks"][0]["box"] == [1.0, 2.0, 33.3, 44.0]
+
+
+def test_the_calibration_behind_an_accusation_is_told() -> None:
+    provenance = replace(
+        PROVENANCE,
+        cllr=0.4123456,
+        bound=FalseAlarms(0.3, 10.0, 12),
+        disagreement=Disagreement(1.5, {"m": (2.0, 0.5), "n": (1.0, 0.0)}),
+    )
+    judgement = replace(
+        incident(EventKind.OPENED).judgement,
+        members={"m": 3.0, "n": -1.0, "shadow": 9.0},
+        disagreement=1.0,
+        conformal=ConformalSet.MANIPULATED,
+    )
+    data = checked(publisher(provenance).event(incident(EventKind.OPENED, judgement=judgement)))["data"]
+    assert data["disagreement"] == {"contradiction": 1.0, "limit": 1.5, "log_odds": {"m": 2.0, "n": -1.0}}
+    assert data["conformal_set"] == "manipulated"
+    assert data["cllr"] == 0.4123
+    assert data["false_alarms"] == {"per_hour": 0.3, "hours": 10.0, "people": 12}
+
+
+def test_another_calibration_brings_its_own_claims() -> None:
+    own = Calibration(
+        CalibrationKind.OWN,
+        (Scale(1, 1.0, 0.0),),
+        1.0,
+        1.0,
+        0.2,
+        "x",
+        "f" * 64,
+        bound=FalseAlarms(1.0, 3.0, 2),
+    )
+    told = PROVENANCE.under(own)
+    assert (told.calibration, told.calibration_version, told.prior) == ("own", "f" * 12, 0.2)
+    assert told.bound == own.bound
+    assert told.models == PROVENANCE.models
+
+
+def test_what_the_calibration_was_tested_for_counts_before_what_members_say() -> None:
+    member = SimpleNamespace(
+        name="m",
+        version="1",
+        sha256="a" * 64,
+        record={"tested_for": ["swaps"], "not_tested_for": ["retouching"]},
+    )
+    told = provenance_of([member], Calibration.identity())  # type: ignore[list-item]
+    assert (told.tested_for, told.not_tested_for) == (("swaps",), ("retouching",))
+    shown = replace(Calibration.identity(), tested_for=("retouching",))
+    told = provenance_of([member], shown)  # type: ignore[list-item]
+    assert (told.tested_for, told.not_tested_for) == (("retouching",), ())
 
 
 def test_the_body_stays_below_its_bound_whatever_is_in_it() -> None:
@@ -249,6 +350,7 @@ def test_the_examples_in_the_documentation_are_what_is_written_today() -> None:
     assert [example["type"] for example in examples] == [
         "unmask.incident.opened.v1",
         "unmask.feed.down.v1",
+        "unmask.feed.drift.v1",
         "frame",
         "verdict",
     ]

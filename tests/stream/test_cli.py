@@ -25,6 +25,7 @@ COMMANDS = (
     "demo",
     "score",
     "evaluate",
+    "calibrate",
     "coverage",
     "train",
     "bench",
@@ -35,6 +36,7 @@ COMMANDS = (
     "ingest",
     "detect",
     "canary",
+    "retract",
     "config",
 )
 
@@ -137,6 +139,13 @@ def test_training_without_data_is_exit_code_2(tmp_path: Path) -> None:
     done = call("train", "--data", "none", "--out", "out")
     assert done.exit_code == 2
     assert re.fullmatch(r"unmask: .*none.*\n", done.stderr)
+
+
+def test_recipes_are_shown_by_name() -> None:
+    assert call("train", "b4-paper", "--show").stdout.startswith("# EfficientNetB4 ")
+    done = call("train", "guessed", "--show")
+    assert done.exit_code == 2
+    assert re.match(r"unmask: recipe guessed: expected a file, or one of: .*b4-paper", done.stderr)
 
 
 def test_usage_errors_are_exit_code_2() -> None:

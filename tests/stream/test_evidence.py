@@ -1,4 +1,4 @@
-"""Evidence is content-addressed, durable, private, bounded; the overlay is honest about where heat lies."""
+"""Evidence is content-addressed, durable, private, bounded."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stream.clock import FakeClock
 from stream.config import Evidence
-from stream.evidence import ORPHAN_S, ChunkIndex, EvidenceStore, clip_window, overlay, png, references
+from stream.evidence import ORPHAN_S, ChunkIndex, EvidenceStore, clip_window, png, references
 
 SECOND = 1_000_000
 DAY = 86400.0
@@ -143,23 +143,6 @@ def test_a_picture_comes_back_pixel_for_pixel() -> None:
     back = cv2.imdecode(np.frombuffer(png(image), np.uint8), cv2.IMREAD_COLOR)
     assert back is not None
     assert np.array_equal(cv2.cvtColor(back, cv2.COLOR_BGR2RGB), image)
-
-
-def test_heat_lies_where_attention_is_and_elsewhere_the_face_stays() -> None:
-    crop = np.full((64, 64, 3), 128, dtype=np.uint8)
-    attention = np.zeros((8, 8), dtype=np.float32)
-    attention[:2, :2] = 1.0
-    mixed = overlay(crop, attention).astype(int)
-    assert mixed.shape == crop.shape
-    assert mixed[2, 2, 0] > mixed[2, 2, 2] + 30
-    assert np.array_equal(mixed[40:, 40:], crop[40:, 40:])
-    assert np.array_equal(crop, np.full((64, 64, 3), 128, dtype=np.uint8))
-
-
-@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_a_flat_map_shows_nothing(level: float) -> None:
-    crop = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    assert np.array_equal(overlay(crop, np.full((2, 2), level, dtype=np.float32)), crop)
 
 
 def test_the_clip_window_has_its_rolls_and_never_more_than_its_length() -> None:

@@ -7,6 +7,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from detectors.reader import Role, Usage
+from stream.cascade import Outcome
 from stream.errors import UnmaskError
 from stream.marker import write_clip
 from stream.metrics import Metrics
@@ -48,6 +50,24 @@ def test_what_a_worker_did_is_counted(tmp_path: Path) -> None:
     assert seen["unmask_decoder_events_total,started"] == 1
     assert seen["unmask_decoder_counts_total,sampled"] == 8
     assert seen["unmask_commits_total"] >= 1
+
+
+def test_members_and_streams_are_told_apart() -> None:
+    used = (
+        Usage("a", Role.VOTER, faces=30, seconds=0.5),
+        Usage("s", Role.SHADOW, faces=10, seconds=0.25, off=True),
+        Usage("t", Role.SHADOW),
+    )
+    made = Metrics(lambda: used)
+    made.drift = {"cam": {"score": 0.31}}
+    made.heavy = {Outcome.READ: 4, Outcome.REFUSED: 9}
+    seen = read(made)
+    assert seen["unmask_member_faces_total,a,voter"] == 30
+    assert seen["unmask_member_seconds_total,s,shadow"] == 0.25
+    assert (seen["unmask_shadow_up,s"], seen["unmask_shadow_up,t"]) == (0, 1)
+    assert "unmask_shadow_up,a" not in seen
+    assert seen["unmask_drift_psi,score,cam"] == 0.31
+    assert (seen["unmask_heavy_pictures_total,read"], seen["unmask_heavy_pictures_total,refused"]) == (4, 9)
 
 
 def test_a_port_that_is_taken_is_one_sentence() -> None:

@@ -256,13 +256,26 @@ def test_reduced_keeps_the_shape_of_a_picture() -> None:
 def test_lines_for_a_person(scorer: Scorer, tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", draw(0, RED))
     assert lines(one(scorer, path)) == [
-        f"{path}: manipulated probability 1.00 (0.61 to 1.00)",
-        "  face 0, seen once: manipulated probability 1.00 (0.61 to 1.00)",
+        f"{path}: manipulated probability 1.00 (0.79 to 1.00)",
+        "  face 0, seen once: manipulated probability 1.00 (0.79 to 1.00)",
     ]
     clip = write_clip(tmp_path / "a.mp4", 6)
     assert lines(one(scorer, clip))[1].startswith(
         "  face 0, 0.0 s to 5.5 s, 12 readings: authentic probability 0.00"
     )
+
+
+def test_several_members_and_shadows_are_shown(scorer: Scorer, tmp_path: Path) -> None:
+    def read(frames: Sequence[tuple[Image, Image]]) -> list[tuple[FaceReading, ...]]:
+        (found,) = MarkerReader().read(frames)
+        return [tuple(replace(face, logits={"a": 6.0, "b": 5.5}, shadow={"s": -1.0}) for face in found)]
+
+    scorer._reader.read = read  # type: ignore[method-assign]
+    path = save(tmp_path / "a.png", draw(0, RED))
+    found = one(scorer, path)
+    assert found["members"] == {"a": 6.0, "b": 5.5}
+    assert found["tracks"][0]["shadow"] == {"s": -1.0}
+    assert lines(found)[-1] == "    logits: a +6.00, b +5.50, s -1.00 (shadow)"
 
 
 @pytest.mark.parametrize(

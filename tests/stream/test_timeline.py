@@ -17,7 +17,7 @@ def at(seconds: float) -> int:
 
 
 def frame(seconds: float, *fused: float) -> dict[str, Any]:
-    faces = [{"fused": value} for value in fused]
+    faces = [{"fused": value, "logits": {"m": value}} for value in fused]
     return {"type": "frame", "stream": "clip", "media_us": at(seconds), "faces": faces}
 
 
@@ -123,6 +123,21 @@ def test_the_picture_is_drawn_whatever_there_is(tmp_path: Path, records: list[di
     assert found.lines()[-1] == f"  timeline: {path}"
 
 
+def test_several_members_are_drawn_below_and_shadows_named_so(tmp_path: Path) -> None:
+    two = frame(5, 2.0, -1.0)
+    two["faces"][0]["logits"] = {"a": 1.5, "b": None}
+    two["faces"][0]["shadow"] = {"s": -3.0}
+    line = Timeline("clip")
+    for record in [*RECORDS, two]:
+        line.add_score(record)
+    assert list(line._members) == ["m", "a", "s (shadow)"]
+    assert line._members["s (shadow)"] == [(at(5), -3.0)]
+    assert line._members["m"][-1] == (at(5.5), 3.0)  # of the face that scored highest
+    line.draw(tmp_path / "clip.png", config.Verdict())
+    width, height = struct.unpack(">II", (tmp_path / "clip.png").read_bytes()[16:24])
+    assert (width, height) == (1200, 720)
+
+
 def test_curves_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeline, "MAX_POINTS", 100)
     line = Timeline("clip")
@@ -130,7 +145,7 @@ def test_curves_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         line.add_score(frame(index, 1.0))
         line.add_score(verdict(index, "authentic", probability=0.1))
         line.add_score(dropped(index, index + 1, "STALE", 1))
-    assert max(len(line._looks), len(line._said), len(line._gaps)) <= 100
+    assert max(len(line._looks), len(line._said), len(line._gaps), len(line._members["m"])) <= 100
     assert line._looks[0][0] == at(0)
     assert line._looks[-1][0] == at(999)
     assert line.dropped["STALE"] == 1000

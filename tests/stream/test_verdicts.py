@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectors.calibration import Calibration
+from detectors.calibration import Autocorrelation, Calibration, ConformalSet, Disagreement, Sets
 from detectors.readings import Reason
 from stream.config import Verdict as Settings
 from stream.verdicts import (
@@ -17,10 +17,11 @@ from stream.verdicts import (
     Phase,
     Sampled,
     Verdict,
+    correlation_s,
     judge,
     worst,
 )
-from stream.windows import Estimate
+from stream.windows import CORRELATION_S, Estimate
 from tests.stream.story import CALIBRATION
 
 SETTINGS = Settings()
@@ -76,7 +77,8 @@ def test_an_interval_never_shrinks_below_the_spread_between_people() -> None:
     for_ever = judge(looked(2.0, n_eff=1e9), CALIBRATION, SETTINGS)
     assert for_ever.interval is not None
     low, high = (math.log(end / (1 - end)) for end in for_ever.interval)
-    assert (high - low) / 2 == pytest.approx(1.96 * CALIBRATION.tau, rel=1e-3)
+    assert SETTINGS.level == 0.9
+    assert (high - low) / 2 == pytest.approx(1.645 * CALIBRATION.tau, rel=1e-3)
 
 
 def test_scores_that_jump_about_are_worth_fewer_looks() -> None:
@@ -113,6 +115,98 @@ def test_without_evidence_enough_nothing_is_decided(
 def test_the_edges_of_the_evidence_are_enough() -> None:
     edge = looked(6.0, good=5, samples=10, seconds=2.0, reasons=(Reason.BLUR,))
     assert judge(edge, CALIBRATION, SETTINGS, Sampled(0.5)).verdict is Verdict.MANIPULATED
+
+
+SETS = Sets(
+    0.02,
+    0.1,
+    104,
+    104,
+    authentic=tuple(-3.0 + 0.05 * k for k in range(99)),  # .98 at 1.85
+    manipulated=tuple(-1.0 + 0.05 * k for k in range(99)),  # .10 at -0.55
+)
+WITH_SETS = replace(CALIBRATION, sets=SETS)
+
+
+@pytest.mark.parametrize(
+    ("logit", "verdict", "reasons"),
+    [
+        (9.0, Verdict.MANIPULATED, ()),
+        (2.3, Verdict.MANIPULATED, ()),  # its interval reaches below even, and does not decide
+        (2.1, Verdict.INCONCLUSIVE, (Reason.AMBIGUOUS,)),  # none of the authentic, and below .9
+        (1.8, Verdict.INCONCLUSIVE, (Reason.AMBIGUOUS,)),
+        (-0.5, Verdict.INCONCLUSIVE, (Reason.AMBIGUOUS,)),
+        (-0.6, Verdict.AUTHENTIC, ()),
+        (-9.0, Verdict.AUTHENTIC, ()),
+    ],
+)
+def test_sets_decide_where_there_are_any(logit: float, verdict: Verdict, reasons: tuple[Reason, ...]) -> None:
+    wide = replace(WITH_SETS, tau=2.0)
+    judgement = judge(looked(logit), wide, SETTINGS)
+    assert (judgement.verdict, judgement.reasons, judgement.sufficient) == (verdict, reasons, True)
+    assert judgement.conformal is SETS.of(logit)
+
+
+def test_what_belongs_to_neither_class_is_atypical() -> None:
+    apart = replace(SETS, manipulated=tuple(6.0 + 0.05 * k for k in range(99)))
+    judgement = judge(looked(4.0), replace(CALIBRATION, sets=apart), SETTINGS)
+    assert (judgement.verdict, judgement.reasons) == (Verdict.INCONCLUSIVE, (Reason.ATYPICAL,))
+
+
+def test_no_set_makes_a_face_authentic_that_leans_the_other_way() -> None:
+    careless = replace(SETS, manipulated=tuple(5.0 + 0.05 * k for k in range(99)))
+    judgement = judge(looked(1.0), replace(CALIBRATION, sets=careless), SETTINGS)
+    assert judgement.conformal is ConformalSet.AUTHENTIC
+    assert (judgement.verdict, judgement.reasons) == (Verdict.INCONCLUSIVE, (Reason.AMBIGUOUS,))
+
+
+def test_an_alarm_takes_more_than_one_persons_face_explains() -> None:
+    wide = replace(WITH_SETS, tau=2.0)
+    verdict = judge(looked(3.0), wide, SETTINGS)
+    assert verdict.verdict is Verdict.MANIPULATED
+    assert not verdict.alarming
+    assert verdict.watched().verdict is Verdict.INCONCLUSIVE
+    assert verdict.watched().reasons == (Reason.AMBIGUOUS,)
+    hysteresis = Hysteresis(SETTINGS)
+    for step in range(20):
+        hysteresis.step(step * SECOND, verdict)
+    assert not hysteresis.accused
+    alarm = judge(looked(3.0), WITH_SETS, SETTINGS)
+    assert alarm.alarming
+    assert alarm.watched() is alarm
+    for step in range(20, 40):
+        hysteresis.step(step * SECOND, alarm)
+    assert hysteresis.accused
+
+
+AGREEMENT = Disagreement(1.5, {"m": (1.0, 0.0), "n": (2.0, 0.0)})
+
+
+@pytest.mark.parametrize(
+    ("members", "between", "reasons"),
+    [
+        ({"m": 6.0, "n": 0.2}, 0.0, ()),
+        ({"m": 6.0, "n": -2.8}, 1.4, ()),
+        ({"m": 6.0, "n": -3.2}, 1.6, (Reason.DISAGREEMENT,)),
+        ({"m": 6.0, "shadow": -9.0}, None, ()),
+    ],
+)
+def test_members_that_contradict_each_other_decide_nothing(
+    members: dict[str, float], between: float | None, reasons: tuple[Reason, ...]
+) -> None:
+    for logit in (6.0, -6.0):
+        judgement = judge(
+            looked(logit, members=members), replace(WITH_SETS, disagreement=AGREEMENT), SETTINGS
+        )
+        assert judgement.reasons == reasons
+        assert judgement.disagreement == (None if between is None else pytest.approx(between))
+        assert judgement.sufficient
+
+
+def test_errors_fade_as_measured_else_as_a_prudent_default_says() -> None:
+    assert correlation_s(CALIBRATION) == CORRELATION_S
+    measured = replace(CALIBRATION, rho=Autocorrelation(0.25, (0.5, 0.25), 30))
+    assert correlation_s(measured) == pytest.approx(0.25 / math.log1p(1 / 0.75))
 
 
 @pytest.mark.parametrize("logit", [-9.0, 9.0])

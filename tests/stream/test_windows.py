@@ -103,6 +103,29 @@ def test_sampling_faster_hardly_counts_as_seeing_more() -> None:
     assert 4.5 < slow < fast < 1.1 * slow
 
 
+def test_the_measured_correlation_is_used() -> None:
+    short, long = Window(20 * SECOND, 0.2), Window(20 * SECOND, 3.0)
+    for index in range(20):
+        short.add(sample(index / 2, 1.0))
+        long.add(sample(index / 2, 1.0))
+    found, slower = short.estimate(), long.estimate()
+    assert found is not None
+    assert slower is not None
+    assert found.n_eff > 15 > 4 > slower.n_eff
+    assert effective_samples([0, SECOND, 2 * SECOND], [1.0, 1.0, 2.0], 0.0) == pytest.approx(16 / 6)
+
+
+def test_members_that_read_some_samples_only_have_the_mean_of_those() -> None:
+    light = Sample(0, 1.0, {"a": 1.0}, 1.0)
+    deep = Sample(SECOND, 3.0, {"a": 2.0, "heavy": 4.0}, 1.0)
+    later = Sample(2 * SECOND, 3.0, {"a": 3.0, "heavy": 6.0}, 1.0)
+    found = estimate([light, deep, later])
+    assert found is not None
+    assert found.members == pytest.approx({"a": 2.0, "heavy": 5.0})
+    same_frame = replace(light, media_us=deep.media_us)
+    assert pooled_sample([deep, same_frame]).members == {"a": 1.5, "heavy": 4.0}
+
+
 def test_samples_far_apart_count_each() -> None:
     times = [index * 100 * SECOND for index in range(4)]
     assert effective_samples(times, [1.0] * 4, 1.0) == pytest.approx(4.0)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
+from detectors.readings import FaceReading, Image
 from stream.clock import Deadline
 from stream.config import Incidents, LogSettings, Media
 from stream.config import Worker as Settings
@@ -111,6 +113,34 @@ def test_an_incident_left_open_by_a_stopped_worker_is_closed_by_the_next(
     assert kinds(made.alerts())[-1] != "incident.opened"
     assert first[0] == "incident.opened"
     assert len({alert["id"].rpartition(".")[0] for alert in made.alerts()}) == 1
+
+
+class Deeper:
+    """Heavy members that notes which pictures it was asked for, by their shade."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+
+    def deepen(self, image: Image, faces: Sequence[FaceReading]) -> tuple[FaceReading, ...]:
+        self.pictures += 1
+        return tuple(replace(face, logits=face.logits | {"heavy": 7.0}, fused=6.5) for face in faces)
+
+
+def test_heavy_members_read_what_is_suspect_and_nothing_else(
+    tmp_path: Path, planted: Path, calm: Path
+) -> None:
+    made = detect(tmp_path, ("a", planted), ("b", calm))
+    made.heavy = heavy = Deeper()
+    made.run()
+    deep = [frame for frame in made.frames("a") if any("heavy" in face["logits"] for face in frame["faces"])]
+    assert heavy.pictures == len(deep) > 0
+    assert all(face["fused"] == 6.5 for frame in deep for face in frame["faces"])
+    assert min(frame["media_us"] for frame in deep) > START_US + 6 * SECOND
+    assert not any("heavy" in face["logits"] for frame in made.frames("b") for face in frame["faces"])
+    exported = generate_latest(made.metrics.registry).decode()
+    assert f'unmask_heavy_pictures_total{{outcome="read"}} {heavy.pictures}.0' in exported
+    opened = made.alerts()[0]["data"]
+    assert opened["event"] == "opened"
 
 
 def test_a_stream_nobody_listed_is_dead_lettered(tmp_path: Path, calm: Path) -> None:
