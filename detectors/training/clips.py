@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.crops import CropPolicy, crop
-from detectors.readings import Image
+from detectors.mtcnn import MtcnnDetector
+from detectors.readings import Box, Image
 
 SAMPLE_S = 0.25
 """Media seconds between frames: the sampling of a stream that is looked at closely."""
 MOST_FRAMES = 60
 """Fifteen seconds of a clip: enough for its spread, and no clip outweighs the others."""
+SMALLEST_FACE_PX = 40
+CONFIDENCE = 0.9
+"""As at run time (`faces.confidence`)."""
 LONGEST_SIDE = 1280
 """Larger pictures are decoded smaller: MTCNN on 1080p costs seconds a frame and finds no other faces."""
 
@@ -37,7 +41,7 @@ def load_clips(directory: Path, cache: Path, policy: CropPolicy) -> list[ClipFac
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         sampled = {}
-        for clip in _find(directory, policy):
+        for clip in _find(directory, policy, cache / f"clips_{directory.name}_boxes.json"):
             np.save(folder / f"{clip.name}.npy", clip.faces)
             sampled[clip.name] = clip.sampled
         index.write_text(json.dumps(sampled))
@@ -45,20 +49,27 @@ def load_clips(directory: Path, cache: Path, policy: CropPolicy) -> list[ClipFac
     return [ClipFaces(name, np.load(folder / f"{name}.npy"), sampled) for name, sampled in found.items()]
 
 
-def _find(directory: Path, policy: CropPolicy) -> Iterator[ClipFaces]:
-    from facenet_pytorch import MTCNN
-
-    detector = MTCNN(keep_all=False, device="cpu", min_face_size=40)
+def _find(directory: Path, policy: CropPolicy, boxes_path: Path) -> Iterator[ClipFaces]:
+    known = json.loads(boxes_path.read_text()) if boxes_path.exists() else {}
     for path in sorted(directory.glob("*.mp4")):
-        faces, sampled = [], 0
-        for picture in _pictures(path):
-            sampled += 1
-            boxes, _ = detector.detect(picture)
-            if boxes is not None:
-                x0, y0, x1, y1 = (float(v) for v in boxes[0])
-                faces.append(crop(picture, (x0, y0, x1, y1), policy))
+        pictures = list(_pictures(path))
+        if path.name not in known:
+            known[path.name] = _boxes(pictures)
+            boxes_path.write_text(json.dumps(known))
+        faces = [
+            crop(picture, box, policy)
+            for picture, box in zip(pictures, known[path.name], strict=True)
+            if box is not None
+        ]
         shape = (0, policy.size, policy.size, 3)
-        yield ClipFaces(path.stem, np.stack(faces) if faces else np.empty(shape, np.uint8), sampled)
+        yield ClipFaces(path.stem, np.stack(faces) if faces else np.empty(shape, np.uint8), len(pictures))
+
+
+def _boxes(pictures: list[Image]) -> list[Box | None]:
+    """The largest face of each picture: finding them costs far more than cutting, and serves every policy."""
+    detector = MtcnnDetector(SMALLEST_FACE_PX, CONFIDENCE)
+    found = (detector.detect([picture])[0] for picture in pictures)
+    return [faces[0].box if faces else None for faces in found]
 
 
 def _pictures(path: Path) -> Iterator[Image]:

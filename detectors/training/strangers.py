@@ -1,9 +1,9 @@
 """Manipulated crops by generators that no member was trained on: what members and their fusion are chosen by.
 
 Three families, each on authentic faces that no member trained on either: `cloned` (another person's face,
-blended in the gradient domain), `restored` (the face through a denoiser and a detail filter, as restoration
-tools leave it) and `autoencoded` (a small convolutional autoencoder's face). A figure on these says how a
-member does on what it has not met; one on `val` says how well it knows DFDC.
+blended in the gradient domain), `restored` (another person's face through a denoiser and a detail filter, as
+swappers with face restoration leave it) and `autoencoded` (a small convolutional autoencoder's face). A
+figure on these says how a member does on what it has not met; one on `val` says how well it knows DFDC.
 """
 
 from collections.abc import Iterator
@@ -137,24 +137,28 @@ def _blend(
     width = 2 * round(0.12 * target.eyes) + 1
     soft = cv2.blur(cv2.erode(hull, np.ones((width, width), np.uint8)), (width, width))
     restored = family is StrangerFamily.RESTORED
-    source = _restored(target.image, rng) if restored else _rebuilt(target, encoder)
+    source = _restored(_laid(donor, target), rng) if restored else _rebuilt(target, encoder)
     return mixed(target.image, matched(source, target.image, soft), soft)
 
 
 def _cloned(target: Face, donor: Face, hull: NDArray[np.float32]) -> Blend:
     """Another person's face in the gradient domain (Perez et al., "Poisson Image Editing")."""
-    side = target.image.shape[0]
-    laid = cv2.warpAffine(
-        np.ascontiguousarray(donor.image), affine(donor.points, target.points), (side, side),
-        borderMode=cv2.BORDER_REFLECT,
-    )  # fmt: skip
     inner = hull.copy()
     inner[[0, 1, -2, -1]] = inner[:, [0, 1, -2, -1]] = 0  # the solver wants a border
     mask = (inner * 255).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(mask)
     image = np.ascontiguousarray(target.image)
-    fake = cv2.seamlessClone(laid, image, mask, (x + w // 2, y + h // 2), cv2.NORMAL_CLONE)
+    fake = cv2.seamlessClone(_laid(donor, target), image, mask, (x + w // 2, y + h // 2), cv2.NORMAL_CLONE)
     return Blend(image, np.where(inner[..., None] > 0, fake, image), inner)
+
+
+def _laid(donor: Face, target: Face) -> Image:
+    side = target.image.shape[0]
+    laid: Image = cv2.warpAffine(
+        np.ascontiguousarray(donor.image), affine(donor.points, target.points), (side, side),
+        borderMode=cv2.BORDER_REFLECT,
+    )  # fmt: skip
+    return laid
 
 
 def _restored(image: Image, rng: np.random.Generator) -> Image:
