@@ -23,6 +23,7 @@ from detectors.members import Member, load_member
 from detectors.quality import QualityLimits, measure
 from detectors.training import exported_weights
 from detectors.training.calibrate import (
+    Looks,
     Panel,
     fit_calibration,
     fit_ensemble,
@@ -166,6 +167,26 @@ def figures(read: Read, known: Truth) -> dict[str, Any]:
     }
 
 
+def calibrated(read: Read, known: Truth) -> tuple[Calibration, dict[str, Any]]:
+    """A member's own calibration, its operating point chosen, and the figures of all that."""
+    faces = known.faces
+    fitted = fit_calibration(
+        read.val,
+        faces.labels,
+        faces.identity,
+        [logits for logits in read.clips.values() if len(logits)],
+        _data(faces),
+        further={
+            name: Looks(logits, np.zeros(len(logits), np.int64), np.arange(len(logits)))
+            for name, logits in read.authentic.items()
+        },
+        tested_for=TESTED_FOR,
+    )
+    chosen, point = operating_point(fitted.calibration, fitted.held_out)
+    calibration = _with_reference(chosen, read.val, faces)
+    return calibration, figures(read, known) | {"calibration": fitted.report, "operating_point": point}
+
+
 def ship(
     pairs: Sequence[tuple[Path, Path]],
     data_dir: Path,
@@ -183,26 +204,20 @@ def ship(
     known = truth(data_dir, cache, list(next(iter(reads.values())).clips))
     report: dict[str, Any] = {"members": {}}
     for (recipe_path, run), member in zip(pairs, members, strict=True):
-        read = reads[member.name]
-        tracks = [logits for logits in read.clips.values() if len(logits)]
-        fitted = fit_calibration(
-            read.val,
-            known.faces.labels,
-            known.faces.identity,
-            tracks,
-            _data(known.faces),
-            tested_for=TESTED_FOR,
-        )
-        recipe = load_recipe(recipe_path)
-        tensors = exported_weights(run, recipe)
-        found = figures(read, known)
+        recipe, read = load_recipe(recipe_path), reads[member.name]
+        calibration, found = calibrated(read, known)
         summary = {"val_auc": found["val"]["auc"], "val_auc_interval": found["val"]["interval"]}
         export_member(
-            out / member.name, tensors, recipe, fitted.calibration, facts(recipe) | {"metrics": summary}
+            out / member.name,
+            exported_weights(run, recipe),
+            recipe,
+            calibration,
+            facts(recipe) | {"metrics": summary},
         )
-        report["members"][member.name] = found | {"calibration": fitted.report}
+        report["members"][member.name] = found
         on_progress(f"{member.name}: validation AUC {found['val']['auc']:.4f}")
-    report["ensemble"] = _ensemble(members, reads, known, data_dir, cache, out)
+    if len(members) > 1:
+        report["ensemble"] = _ensemble(members, reads, known, out)
     (out / "shipped.json").write_text(json.dumps(report, indent=2, default=float) + "\n")
     return report
 
@@ -211,8 +226,6 @@ def _ensemble(
     members: Sequence[Member],
     reads: Mapping[str, Read],
     known: Truth,
-    data_dir: Path,
-    cache: Path,
     out: Path,
 ) -> dict[str, Any]:
     faces = known.faces
@@ -305,7 +318,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pairs = [(Path(recipe), Path(run)) for recipe, _, run in (item.partition("=") for item in chosen.runs)]
     report = ship(pairs, chosen.data, chosen.cache, chosen.out)
-    logger.info("ensemble: validation AUC %.4f", report["ensemble"]["val"]["auc"])
+    logger.info("%s", json.dumps({name: found["val"] for name, found in report["members"].items()}))
 
 
 if __name__ == "__main__":
