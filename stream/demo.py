@@ -70,6 +70,9 @@ than a glimpse and shorter than the window."""
 RECORD_EVERY_S = 1.0
 """The timeline of so short a clip wants more than the usual record every ten seconds."""
 
+SAMPLED_FPS = 5.0
+"""Fixed, with every picture read by itself: the answer must not depend on how busy the machine is."""
+
 
 def altered(picture: Image) -> Image:
     """Return `picture` with its face blended with a changed copy of itself, as face swaps do.
@@ -199,7 +202,15 @@ def run(settings: Config, keep: Path | None, out: TextIO) -> int:
         clip = write_all(folder)
         # A folder of its own: what is watched here must not stand among the user's records.
         verdict = settings.verdict.model_copy(update={"record_every_s": RECORD_EVERY_S})
-        own = settings.model_copy(update={"data_dir": str(folder / "data"), "verdict": verdict})
+        sampling = settings.sampling.model_copy(update={"idle_fps": SAMPLED_FPS})
+        own = settings.model_copy(
+            update={
+                "data_dir": str(folder / "data"),
+                "verdict": verdict,
+                "sampling": sampling,
+                "deterministic": True,
+            }
+        )
         with Listening(open_console(None)) as console:
             code = watch(own, [str(clip)], False, console)
     if code == 0:

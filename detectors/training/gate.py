@@ -391,10 +391,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_grad_enabled(False)
     try:
         members = [load_member(name) for name in given.members or list_members()]
-        record = run(given.data, members, given.crops, given.seed)
+        with torch.inference_mode():
+            record = run(given.data, members, given.crops, given.seed)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
