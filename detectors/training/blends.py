@@ -195,14 +195,18 @@ def matched(source: Image, target: Image, mask: NDArray[np.float32]) -> Image:
 
 def _laid(donor: Face, target: Face, rng: np.random.Generator) -> Image:
     """The donor's picture moved so that its landmarks come to lie on the target's."""
-    side = target.image.shape[0]
     fit = affine if rng.random() < 0.6 else similarity
-    matrix = fit(donor.points, target.points)
-    laid: Image = cv2.warpAffine(
+    return laid(donor, target, fit(donor.points, target.points))
+
+
+def laid(donor: Face, target: Face, matrix: NDArray[np.float64]) -> Image:
+    """The donor's picture moved by a map [2, 3] into one of the target's size."""
+    side = target.image.shape[0]
+    moved: Image = cv2.warpAffine(
         np.ascontiguousarray(donor.image), matrix, (side, side), flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REFLECT,
     )  # fmt: skip
-    return laid
+    return moved
 
 
 def _tone(image: Image, rng: np.random.Generator) -> Image:

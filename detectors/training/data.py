@@ -164,11 +164,7 @@ def load_authentic(
     A policy wider than what is kept of the pictures gets all of that.
     """
     source = load_source(data_dir, cache_dir, name, held_out=held_out)
-    wanted = policy.side if policy.kind is CropKind.TIGHT else 1 + policy.side + policy.top
-    inside = round(LOOSE_PX * min(1.0, wanted / LOOSE_SIDE))
-    start = (LOOSE_PX - inside) // 2
-    images: NDArray[np.uint8] = source.images[:]
-    return resized(images[:, start : start + inside, start : start + inside], policy.size)
+    return framed(source.images[:], LOOSE_SIDE, policy)
 
 
 def load_source(data_dir: Path, cache_dir: Path, name: str, *, held_out: bool) -> Source:
@@ -252,6 +248,15 @@ def pair_batches(material: Material, mix: Mix, *, seed: int, size: int, step: in
             )
         yield Batch(images.reshape(-1, size, size, 3), labels, masks.reshape(-1, cells, cells))
         step += 1
+
+
+def framed(crops: NDArray[np.uint8], side: float, policy: CropPolicy) -> NDArray[np.uint8]:
+    """Crops `side` box heights wide as a member sees them: uint8 [N, S, S, 3]; a wider policy gets all."""
+    wanted = policy.side if policy.kind is CropKind.TIGHT else 1 + policy.side + policy.top
+    length = crops.shape[1]
+    inside = round(length * min(1.0, wanted / side))
+    start = (length - inside) // 2
+    return resized(crops[:, start : start + inside, start : start + inside], policy.size)
 
 
 def resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

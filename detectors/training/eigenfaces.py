@@ -53,19 +53,24 @@ class Eigenfaces:
         kept = self.basis[: int(rng.integers(min(KEPT[0], len(self.basis)), len(self.basis) + 1))]
         shares = kept @ (small.reshape(-1) - self.mean)
         rebuilt = np.clip(self.mean + shares @ kept, 0, 255).reshape(SIDE, SIDE, 3).astype(np.uint8)
-        side = face.image.shape[0]
-        out: Image = cv2.warpAffine(
-            rebuilt, matrix, (side, side), dst=np.ascontiguousarray(face.image).copy(),
-            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_TRANSPARENT,
-        )  # fmt: skip
-        return out
+        return put_back(rebuilt, matrix, face.image)
 
 
-def aligned(face: "Face") -> tuple[Image, NDArray[np.float64]]:
-    """The face upright at SIDE pixels, uint8 [SIDE, SIDE, 3], and the map [2, 3] that took it there."""
-    matrix = similarity(face.points, FRAME)
+def aligned(face: "Face", side: int = SIDE) -> tuple[Image, NDArray[np.float64]]:
+    """The face upright, uint8 [side, side, 3], and the map [2, 3] that took it there."""
+    matrix = similarity(face.points, FRAME * (side / SIDE))
     out: Image = cv2.warpAffine(
-        np.ascontiguousarray(face.image), matrix, (SIDE, SIDE), flags=cv2.INTER_AREA,
+        np.ascontiguousarray(face.image), matrix, (side, side), flags=cv2.INTER_AREA,
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
     return out, matrix
+
+
+def put_back(upright: Image, matrix: NDArray[np.float64], image: Image) -> Image:
+    """A copy of the picture with a face that `aligned` had taken from it where it was."""
+    side = image.shape[0]
+    out: Image = cv2.warpAffine(
+        upright, matrix, (side, side), dst=np.ascontiguousarray(image).copy(),
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_TRANSPARENT,
+    )  # fmt: skip
+    return out

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.mtcnn import MtcnnDetector
-from detectors.readings import Image
 
 Points = NDArray[np.float32]
 """float32 [5, 2]: left eye, right eye, nose, left and right mouth corner as seen, in pixels."""
@@ -149,13 +148,3 @@ def nearest(points: Points, others: NDArray[np.float32]) -> int:
     turns = (candidates.conj() @ wanted) / (abs(candidates) ** 2).sum(1)
     errors = (abs(candidates * turns[:, None] - wanted) ** 2).sum(1)
     return int(errors.argmin())
-
-
-def as_drawn(image: Image, points: Points) -> Image:
-    """The crop with its points and outlines on it, to look at."""
-    out = np.ascontiguousarray(image).copy()
-    for shape in Shape:
-        cv2.polylines(out, [np.round(outline(points, shape)).astype(np.int32)], True, (0, 255, 0))
-    for x, y in points:
-        cv2.circle(out, (int(x), int(y)), 2, (255, 0, 0), -1)
-    return out

@@ -30,12 +30,12 @@ from detectors.training.calibrate import (
     operating_point,
 )
 from detectors.training.clips import load_clips
-from detectors.training.data import DFDC, Faces, load_authentic, load_faces, resized
+from detectors.training.data import DFDC, Faces, framed, load_authentic, load_faces, resized
 from detectors.training.export import export_member
 from detectors.training.metrics import auc, bootstrap_by_identity
 from detectors.training.objective import score
 from detectors.training.recipe import Recipe, load_recipe
-from detectors.training.strangers import framed, stranger_pairs
+from detectors.training.strangers import stranger_pairs
 
 logger = logging.getLogger(__name__)
 

@@ -17,21 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detectors.crops import CropPolicy
 from detectors.readings import Image
 from detectors.training.augment import apply, draw
-from detectors.training.blends import Blend, Face, matched, mixed
+from detectors.training.blends import Blend, Face, laid, matched, mixed
 from detectors.training.data import (
     CANDIDATES,
     Source,
     authentic_source,
     load_faces,
     load_source,
-    resized,
 )
-from detectors.training.eigenfaces import FRAME
-from detectors.training.eigenfaces import SIDE as FRAME_SIDE
-from detectors.training.faces import Shape, affine, filled, nearest, outline, similarity
+from detectors.training.eigenfaces import aligned, put_back
+from detectors.training.faces import Shape, affine, filled, nearest, outline
 
 SEED = 1041
 AUTOENCODER_PX = 64
@@ -78,14 +75,6 @@ def stranger_pairs(data_dir: Path, cache_dir: Path, *, each: int) -> list[Strang
             with np.load(path) as saved:
                 found.append(Strangers(family, saved["real"], saved["fake"], source.side, saved["identity"]))
     return found
-
-
-def framed(crops: NDArray[np.uint8], side: float, policy: CropPolicy) -> NDArray[np.uint8]:
-    """Crops `side` box heights wide as a member sees them: uint8 [N, S, S, 3]; a wider policy gets all."""
-    length = crops.shape[1]
-    inside = round(length * min(1.0, policy.side / side))
-    start = (length - inside) // 2
-    return resized(crops[:, start : start + inside, start : start + inside], policy.size)
 
 
 def _people(data_dir: Path, cache_dir: Path) -> Iterator[tuple[str, Source, NDArray[np.int64]]]:
@@ -137,7 +126,7 @@ def _blend(
     width = 2 * round(0.12 * target.eyes) + 1
     soft = cv2.blur(cv2.erode(hull, np.ones((width, width), np.uint8)), (width, width))
     restored = family is StrangerFamily.RESTORED
-    source = _restored(_laid(donor, target), rng) if restored else _rebuilt(target, encoder)
+    source = _restored(_donated(donor, target), rng) if restored else _rebuilt(target, encoder)
     return mixed(target.image, matched(source, target.image, soft), soft)
 
 
@@ -148,17 +137,18 @@ def _cloned(target: Face, donor: Face, hull: NDArray[np.float32]) -> Blend:
     mask = (inner * 255).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(mask)
     image = np.ascontiguousarray(target.image)
-    fake = cv2.seamlessClone(_laid(donor, target), image, mask, (x + w // 2, y + h // 2), cv2.NORMAL_CLONE)
+    fake = cv2.seamlessClone(
+        _donated(donor, target),
+        image,
+        mask,
+        (x + w // 2, y + h // 2),
+        cv2.NORMAL_CLONE,
+    )
     return Blend(image, np.where(inner[..., None] > 0, fake, image), inner)
 
 
-def _laid(donor: Face, target: Face) -> Image:
-    side = target.image.shape[0]
-    laid: Image = cv2.warpAffine(
-        np.ascontiguousarray(donor.image), affine(donor.points, target.points), (side, side),
-        borderMode=cv2.BORDER_REFLECT,
-    )  # fmt: skip
-    return laid
+def _donated(donor: Face, target: Face) -> Image:
+    return laid(donor, target, affine(donor.points, target.points))
 
 
 def _restored(image: Image, rng: np.random.Generator) -> Image:
@@ -173,25 +163,11 @@ def _restored(image: Image, rng: np.random.Generator) -> Image:
 def _rebuilt(face: Face, encoder: "Autoencoder | None") -> Image:
     if encoder is None:
         raise ValueError("autoencoder: none given")
-    small, matrix = _aligned(face)
+    small, matrix = aligned(face, AUTOENCODER_PX)
     with torch.inference_mode():
         back = encoder(_tensor(small[None]))[0]
     rebuilt = (back.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(np.uint8)
-    side = face.image.shape[0]
-    out: Image = cv2.warpAffine(
-        rebuilt, matrix, (side, side), dst=np.ascontiguousarray(face.image).copy(),
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_TRANSPARENT,
-    )  # fmt: skip
-    return out
-
-
-def _aligned(face: Face) -> tuple[Image, NDArray[np.float64]]:
-    matrix = similarity(face.points, FRAME * (AUTOENCODER_PX / FRAME_SIDE))
-    small: Image = cv2.warpAffine(
-        np.ascontiguousarray(face.image), matrix, (AUTOENCODER_PX, AUTOENCODER_PX), flags=cv2.INTER_AREA,
-        borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
-    return small, matrix
+    return put_back(rebuilt, matrix, face.image)
 
 
 def _tensor(pictures: NDArray[np.uint8]) -> Tensor:
@@ -240,7 +216,7 @@ def _autoencoder(data_dir: Path, cache_dir: Path) -> Autoencoder:
     source = authentic_source(load_faces(data_dir, cache_dir, "train"), cache_dir, "train")
     rng = np.random.default_rng(SEED)
     chosen = rng.permutation(len(source.points))[:AUTOENCODER_FACES]
-    pictures = np.stack([_aligned(source.face(int(index)))[0] for index in chosen])
+    pictures = np.stack([aligned(source.face(int(index)), AUTOENCODER_PX)[0] for index in chosen])
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(AUTOENCODER_STEPS):
         batch = _tensor(pictures[rng.integers(len(pictures), size=AUTOENCODER_BATCH)])

@@ -17,10 +17,10 @@ from detectors.members import Member
 from detectors.mtcnn import MtcnnDetector
 from detectors.training import ship, strangers
 from detectors.training.blends import Face
-from detectors.training.data import CACHE_PX, Faces
+from detectors.training.data import CACHE_PX, Faces, framed
 from detectors.training.faces import find_points
 from detectors.training.ship import Read, Truth, calibrated, figures
-from detectors.training.strangers import Autoencoder, StrangerFamily, framed
+from detectors.training.strangers import Autoencoder, StrangerFamily
 
 
 @pytest.fixture(scope="module")
