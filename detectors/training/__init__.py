@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from detectors.backbones import FaceNetwork
 from detectors.members import load_member
@@ -17,22 +15,13 @@ from detectors.training.card import model_card
 from detectors.training.clips import load_clips
 from detectors.training.data import load_authentic, load_faces, resized
 from detectors.training.evaluate import ClipScore, evaluate
-from detectors.training.export import export_member
+from detectors.training.export import export_member, exported_weights, member_facts, weights_file
 from detectors.training.layout import check_clips, check_layout
 from detectors.training.loop import fit
 from detectors.training.objective import score
-from detectors.training.recipe import Mode, Recipe, Schedule, load_recipe
+from detectors.training.recipe import Mode, load_recipe
 
 logger = logging.getLogger(__name__)
-
-TESTED_FOR = ["face swaps of the DFDC kinds"]
-NOT_TESTED_FOR = [
-    "face swaps of other tools, live ones among them",
-    "reenactment and lip sync",
-    "wholly generated faces",
-    "retouching",
-]
-"""What alerts say of members trained and validated on DFDC crops alone."""
 
 CLIP_CLASSES = ("authentic", "manipulated", "manipulated_faces")
 """Directories of clips under `clips/` of the data directory."""
@@ -88,14 +77,9 @@ def finish(
     record = json.loads((out_dir / "record.json").read_text())
     tensors = exported_weights(out_dir, recipe)
     directory, cache = out_dir / "member", out_dir / "cache"
-    facts: dict[str, Any] = {
-        "licence": "Apache-2.0",
-        "training_data": _training_data(recipe),
-        "tested_for": TESTED_FOR,
-        "not_tested_for": NOT_TESTED_FOR,
-    }
+    known = member_facts(recipe)
     (directory / "calibration.json").unlink(missing_ok=True)
-    export_member(directory, tensors, recipe, None, facts)
+    export_member(directory, tensors, recipe, None, known)
     member = load_member(directory)
 
     on_progress("scoring validation crops, held-out authentic faces and clips")
@@ -121,7 +105,7 @@ def finish(
         "calibration": fitted.report,
         "fp16_logit_change": float(np.abs(logits - unrounded).max()),
     }
-    export_member(directory, tensors, recipe, fitted.calibration, facts | {"metrics": _summary(metrics)})
+    export_member(directory, tensors, recipe, fitted.calibration, known | {"metrics": _summary(metrics)})
     described = {
         "parameters": sum(p.numel() for p in member.module.parameters()),
         "megabytes": (directory / "weights.safetensors").stat().st_size / 1e6,
@@ -136,29 +120,6 @@ def finish(
     return metrics
 
 
-def exported_weights(out_dir: Path, recipe: Recipe) -> dict[str, Tensor]:
-    """The weights of `weights_file`, mixed with the early ones once there are any and the recipe wants that.
-
-    After Wortsman et al., "Robust fine-tuning of zero-shot models": on one path of training, weights
-    between an early and a late point keep the accuracy of the late one and more of the early one's outside
-    of its data.
-    """
-    last: dict[str, Tensor] = torch.load(weights_file(out_dir, recipe), map_location="cpu", weights_only=True)
-    path, share = out_dir / "early.pt", recipe.early_share
-    if not (share and path.exists()):
-        return last
-    early: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return {
-        name: torch.lerp(tensor, early[name], share) if tensor.is_floating_point() else tensor
-        for name, tensor in last.items()
-    }
-
-
-def weights_file(out_dir: Path, recipe: Recipe) -> Path:
-    """Where a training left the weights that count: by the schedule the best ones, or the last average."""
-    return out_dir / ("best.pt" if recipe.schedule is Schedule.PLATEAU else "average.pt")
-
-
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
     overall = metrics["overall"]
     return {
@@ -167,11 +128,6 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
         "val_log_loss": metrics["calibration"]["log_loss_cross_fitted"],
         "false_alarms": metrics["false_alarms"],
     }
-
-
-def _training_data(recipe: Recipe) -> str:
-    further = "".join(f"; {name} (authentic, with self-blends)" for name in recipe.authentic)
-    return f"DFDC face crops by i-Shreyansh/DeepFake-Detection, train split{further}"
 
 
 def _calibration_data(crops: int) -> str:

@@ -11,7 +11,17 @@ from torch import Tensor
 from detectors.calibration import Calibration
 from detectors.members import SCHEMA
 from detectors.registry import file_sha256
-from detectors.training.recipe import Recipe
+from detectors.training.data import DFDC
+from detectors.training.recipe import Recipe, Schedule
+
+TESTED_FOR = ("face swaps of the DFDC kinds",)
+NOT_TESTED_FOR = (
+    "face swaps of other tools, live ones among them",
+    "reenactment and lip sync",
+    "wholly generated faces",
+    "retouching",
+)
+"""What alerts say of members validated on DFDC crops alone; strangers are made by us, by no tool."""
 
 
 def export_member(
@@ -46,6 +56,44 @@ def export_member(
     (directory / "member.json").write_text(json.dumps(record | facts, indent=2) + "\n")
     if calibration is not None:
         (directory / "calibration.json").write_text(json.dumps(calibration.to_json(), indent=2) + "\n")
+
+
+def member_facts(recipe: Recipe) -> dict[str, Any]:
+    """What a member's file says beside its architecture."""
+    supervised = DFDC in recipe.pairs
+    kinds = ", ".join(f"{count} {name}" for name, count in recipe.pairs.items())
+    return {
+        "licence": "Apache-2.0",
+        "training_data": (
+            f"pairs a batch: {kinds}; authentic faces of {', '.join(recipe.sources)}; "
+            + ("manipulated ones of DFDC" if supervised else "no manipulated face of any data set")
+        ),
+        "tested_for": list(TESTED_FOR),
+        "not_tested_for": list(NOT_TESTED_FOR),
+    }
+
+
+def exported_weights(out_dir: Path, recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of `weights_file`, mixed with the early ones once there are any and the recipe wants that.
+
+    After Wortsman et al., "Robust fine-tuning of zero-shot models": on one path of training, weights
+    between an early and a late point keep the accuracy of the late one and more of the early one's outside
+    of its data.
+    """
+    last: dict[str, Tensor] = torch.load(weights_file(out_dir, recipe), map_location="cpu", weights_only=True)
+    path, share = out_dir / "early.pt", recipe.early_share
+    if not (share and path.exists()):
+        return last
+    early: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        name: torch.lerp(tensor, early[name], share) if tensor.is_floating_point() else tensor
+        for name, tensor in last.items()
+    }
+
+
+def weights_file(out_dir: Path, recipe: Recipe) -> Path:
+    """Where a training left the weights that count: by the schedule the best ones, or the last average."""
+    return out_dir / ("best.pt" if recipe.schedule is Schedule.PLATEAU else "average.pt")
 
 
 def _half(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from detectors.drift import reference_histograms
 from detectors.ensemble import FILE
 from detectors.members import Member, load_member
 from detectors.quality import QualityLimits, measure
-from detectors.training import exported_weights
+from detectors.training import robustness
 from detectors.training.calibrate import (
     Looks,
     Panel,
@@ -30,11 +30,13 @@ from detectors.training.calibrate import (
     operating_point,
 )
 from detectors.training.clips import load_clips
-from detectors.training.data import DFDC, Faces, framed, load_authentic, load_faces, resized
-from detectors.training.export import export_member
+from detectors.training.data import Faces, framed, load_authentic, load_faces, resized
+from detectors.training.export import TESTED_FOR, export_member, exported_weights, member_facts
 from detectors.training.metrics import auc, bootstrap_by_identity
 from detectors.training.objective import score
-from detectors.training.recipe import Recipe, load_recipe
+from detectors.training.probes import Probe, load_probes
+from detectors.training.recipe import load_recipe
+from detectors.training.robustness import CONDITIONS
 from detectors.training.strangers import stranger_pairs
 
 logger = logging.getLogger(__name__)
@@ -42,21 +44,39 @@ logger = logging.getLogger(__name__)
 EACH_STRANGER = 150
 """Pairs of each stranger family and source: an AUC's standard error of .03 on one source, .017 on all."""
 SOURCES = ("lfw_faces", "wide_faces")
-CLIP_CLASSES = {"authentic": 0, "manipulated": 1, "manipulated_faces": 1}
-TESTED_FOR = ("face swaps of the DFDC kinds",)
-NOT_TESTED_FOR = (
-    "reenactment and lip sync",
-    "wholly generated faces",
-    "retouching",
+WORSE = (
+    "blur, sigma 1",
+    "blur, sigma 2",
+    "0.75x",
+    "0.5x",
+    "0.5x, enlarged again",
+    "JPEG 50",
+    "JPEG 30",
+    "H.264 CRF 23",
+    "H.264 CRF 30",
+    "H.264 CRF 37",
+    "noise",
+    "dark",
 )
+"""Conditions of `detectors.training.robustness` under which authentic faces are to be safe as well, where the
+quality gate lets them pass."""
+EACH_WORSE = 300
+"""Authentic crops under each condition, people in turn."""
+WORSE_SEED = 43
+"""Other crops than the report draws."""
+LEAST_WORSE = 60
+"""People of a condition that pass the gate: fewer cannot tell a rate of 2 %, and the gate does the work."""
+CLIP_CLASSES = {"authentic": 0, "manipulated": 1, "manipulated_faces": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One member's raw logits: `val` [N]; by source, of authentic faces held out; by family, of strangers;
-    by clip, frame by frame."""
+    """One member's raw logits: `val` [N]; by source, of authentic faces held out; by condition, of
+    authentic `val` crops made worse, whatever the gate says of them; by family, of strangers; by clip, frame
+    by frame."""
 
     val: NDArray[np.float32]
+    worse: Mapping[str, NDArray[np.float32]]
     authentic: Mapping[str, NDArray[np.float32]]
     strangers: Mapping[str, NDArray[np.float32]]
     clips: Mapping[str, NDArray[np.float32]]
@@ -64,9 +84,11 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is known of the sets that members are read on: labels and people by family, labels by clip."""
+    """What is known of the sets that members are read on: by condition, which of the crops made worse
+    pass the gate, and the people of all; labels and people by family; labels by clip."""
 
     faces: Faces
+    worse: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.int64]]]
     strangers: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     clips: Mapping[str, int]
 
@@ -77,33 +99,20 @@ def export_run(recipe_path: Path, run: Path, out: Path) -> Member:
     tensors = exported_weights(run, recipe)
     directory = out / recipe.name
     (directory / "calibration.json").unlink(missing_ok=True)
-    export_member(directory, tensors, recipe, None, facts(recipe))
+    export_member(directory, tensors, recipe, None, member_facts(recipe))
     return load_member(directory)
-
-
-def facts(recipe: Recipe) -> dict[str, Any]:
-    """What a member's file says beside its architecture."""
-    supervised = DFDC in recipe.pairs
-    kinds = ", ".join(f"{count} {name}" for name, count in recipe.pairs.items())
-    return {
-        "licence": "Apache-2.0",
-        "training_data": (
-            f"pairs a batch: {kinds}; authentic faces of {', '.join(recipe.sources)}; "
-            + ("manipulated ones of DFDC" if supervised else "no manipulated face of any data set")
-        ),
-        "tested_for": list(TESTED_FOR),
-        "not_tested_for": list(NOT_TESTED_FOR),
-    }
 
 
 def read_all(member: Member, data_dir: Path, cache: Path) -> Read:
     """Reads every set with one member; kept in `cache` under the hash of its weights."""
-    path = cache / f"read_{member.sha256[:16]}.npz"
+    path = cache / f"read2_{member.sha256[:16]}.npz"
     if not path.exists():
         save: Any = np.savez  # its stubs take the arrays' names for options
         save(path, **_read(member, data_dir, cache))
     with np.load(path) as saved:
-        groups: dict[str, dict[str, NDArray[np.float32]]] = {"authentic": {}, "strangers": {}, "clips": {}}
+        groups: dict[str, dict[str, NDArray[np.float32]]] = {
+            name: {} for name in ("worse", "authentic", "strangers", "clips")
+        }
         for key in saved.files:
             group, _, name = key.partition("/")
             if name:
@@ -119,6 +128,10 @@ def _read(member: Member, data_dir: Path, cache: Path) -> dict[str, NDArray[np.f
     out = {"val": logits(resized(load_faces(data_dir, cache, "val").images, member.policy.size))}
     for name in SOURCES:
         out[f"authentic/{name}"] = logits(load_authentic(data_dir, cache, name, member.policy, held_out=True))
+    probes = _authentic_probes(data_dir)
+    for condition in WORSE:
+        read = robustness.read([member], probes, CONDITIONS[condition], WORSE_SEED)
+        out[f"worse/{condition}"] = read.logits[member.name]
     families: dict[str, list[NDArray[np.float32]]] = {}
     for found in stranger_pairs(data_dir, cache, each=EACH_STRANGER):
         both = [logits(framed(crops, found.side, member.policy)) for crops in (found.real, found.fake)]
@@ -130,14 +143,25 @@ def _read(member: Member, data_dir: Path, cache: Path) -> dict[str, NDArray[np.f
     return out
 
 
+def _authentic_probes(data_dir: Path) -> list[Probe]:
+    return [probe for probe in load_probes(data_dir, 2 * EACH_WORSE, WORSE_SEED) if not probe.label]
+
+
 def truth(data_dir: Path, cache: Path, clips: Sequence[str]) -> Truth:
     """Labels and people in the order of `read_all`."""
     strangers: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
     for found in stranger_pairs(data_dir, cache, each=EACH_STRANGER):
         labels = np.repeat(np.array([0, 1]), len(found.identity))
         strangers.setdefault(found.family, []).append((labels, np.tile(found.identity, 2)))
+    probes = _authentic_probes(data_dir)
+    people = np.array([probe.identity for probe in probes])
+    passing = {}
+    for condition in WORSE:
+        seen = robustness.read([], probes, CONDITIONS[condition], WORSE_SEED)
+        passing[condition] = np.array([not one.reasons for one in seen.in_video or seen.quality])
     return Truth(
         load_faces(data_dir, cache, "val"),
+        {condition: (passes, people) for condition, passes in passing.items()},
         {
             family: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
             for family, parts in strangers.items()
@@ -177,14 +201,33 @@ def calibrated(read: Read, known: Truth) -> tuple[Calibration, dict[str, Any]]:
         [logits for logits in read.clips.values() if len(logits)],
         _data(faces),
         further={
-            name: Looks(logits, np.zeros(len(logits), np.int64), np.arange(len(logits)))
-            for name, logits in read.authentic.items()
+            name: Looks(pick(read), np.zeros(len(who), np.int64), who)
+            for name, (pick, who) in _authentic_sources(read, known).items()
         },
         tested_for=TESTED_FOR,
     )
     chosen, point = operating_point(fitted.calibration, fitted.held_out)
     calibration = _with_reference(chosen, read.val, faces)
     return calibration, figures(read, known) | {"calibration": fitted.report, "operating_point": point}
+
+
+Pick = Callable[[Read], NDArray[np.float32]]
+
+
+def _authentic_sources(first: Read, known: Truth) -> dict[str, tuple[Pick, NDArray[np.int64]]]:
+    """Authentic faces beside `val`: how to pick their logits out of a reading, and who they are. Of crops
+    made worse those that the gate lets pass, if they are enough."""
+    found: dict[str, tuple[Pick, NDArray[np.int64]]] = {
+        name: (lambda read, name=name: read.authentic[name], np.arange(len(logits)))  # type: ignore[misc]
+        for name, logits in first.authentic.items()
+    }
+    for condition, (passes, people) in known.worse.items():
+        if len(np.unique(people[passes])) >= LEAST_WORSE:
+            found[condition] = (
+                lambda read, condition=condition, passes=passes: read.worse[condition][passes],  # type: ignore[misc]
+                people[passes],
+            )
+    return found
 
 
 def ship(
@@ -212,7 +255,7 @@ def ship(
             exported_weights(run, recipe),
             recipe,
             calibration,
-            facts(recipe) | {"metrics": summary},
+            member_facts(recipe) | {"metrics": summary},
         )
         report["members"][member.name] = found
         on_progress(f"{member.name}: validation AUC {found['val']['auc']:.4f}")
@@ -230,19 +273,13 @@ def _ensemble(
 ) -> dict[str, Any]:
     faces = known.faces
 
-    def panel(
-        of: Callable[[Read], NDArray[np.float32]], labels: NDArray[np.int64], who: NDArray[np.int64]
-    ) -> Panel:
+    def panel(of: Pick, labels: NDArray[np.int64], who: NDArray[np.int64]) -> Panel:
         return Panel({name: of(read) for name, read in reads.items()}, labels, who)
 
     first = next(iter(reads.values()))
     further = {
-        name: panel(
-            lambda read, name=name: read.authentic[name],  # type: ignore[misc]
-            np.zeros(len(first.authentic[name]), np.int64),
-            np.arange(len(first.authentic[name])),
-        )
-        for name in SOURCES
+        name: panel(pick, np.zeros(len(who), np.int64), who)
+        for name, (pick, who) in _authentic_sources(first, known).items()
     }
     clips = [name for name in known.clips if all(len(read.clips[name]) for read in reads.values())]
     tracks = [
@@ -271,7 +308,7 @@ def _ensemble(
 
 
 def _fused(fuse: Callable[[Mapping[str, float]], float], reads: Mapping[str, Read]) -> Read:
-    def of(pick: Callable[[Read], NDArray[np.float32]]) -> NDArray[np.float32]:
+    def of(pick: Pick) -> NDArray[np.float32]:
         columns = {name: pick(read) for name, read in reads.items()}
         rows = zip(*columns.values(), strict=True)
         return np.array([fuse(dict(zip(columns, map(float, row), strict=True))) for row in rows], np.float32)
@@ -279,6 +316,7 @@ def _fused(fuse: Callable[[Mapping[str, float]], float], reads: Mapping[str, Rea
     first = next(iter(reads.values()))
     return Read(
         of(lambda read: read.val),
+        {name: of(lambda read, name=name: read.worse[name]) for name in first.worse},  # type: ignore[misc]
         {name: of(lambda read, name=name: read.authentic[name]) for name in first.authentic},  # type: ignore[misc]
         {name: of(lambda read, name=name: read.strangers[name]) for name in first.strangers},  # type: ignore[misc]
         {name: of(lambda read, name=name: read.clips[name]) for name in first.clips},  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """Forgeries by strangers, and members made ready to ship, on one real face and made-up logits."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -82,13 +83,16 @@ def known() -> Truth:
     )
     strange = (np.repeat([0, 1], 80), np.tile(np.arange(80), 2))
     clips = {f"authentic {k}": 0 for k in range(3)} | {f"manipulated {k}": 1 for k in range(3)}
-    return Truth(faces, {"cloned": strange, "restored": strange}, clips)
+    everybody = np.arange(PEOPLE * 2) % PEOPLE
+    worse = {"dark": (np.arange(PEOPLE * 2) < PEOPLE, everybody), "noise": (everybody < 5, everybody)}
+    return Truth(faces, worse, {"cloned": strange, "restored": strange}, clips)
 
 
 def read(known: Truth, gain: float, seed: int) -> Read:
     rng = np.random.default_rng(seed)
     return Read(
         val=logits(known.faces.labels, gain, rng),
+        worse={name: logits(np.zeros(len(p), np.int64), gain, rng) for name, (_, p) in known.worse.items()},
         authentic={name: logits(np.zeros(50, np.int64), gain, rng) for name in ship.SOURCES},
         strangers={name: logits(labels, gain, rng) for name, (labels, _) in known.strangers.items()},
         clips={name: logits(np.full(12, label), gain, rng) for name, label in known.clips.items()},
@@ -109,6 +113,23 @@ def test_a_calibration_comes_with_sets_and_an_operating_point(known: Truth) -> N
     assert calibration.sets is not None
     assert found["operating_point"]["chosen"]
     assert "score" in calibration.reference
+
+
+def test_no_condition_that_the_gate_lets_pass_may_accuse(known: Truth) -> None:
+    plain = read(known, 5.0, 4)
+    passes, _ = known.worse["dark"]
+
+    def threshold(dark: NDArray[np.float32]) -> float:
+        calibration, found = calibrated(replace(plain, worse={**plain.worse, "dark": dark}), known)
+        assert calibration.sets is not None
+        assert "noise" not in found["operating_point"]["chosen"]["false_accusations"], (
+            "five people tell nothing"
+        )
+        return calibration.sets.authentic[-2]
+
+    usual = threshold(plain.worse["dark"])
+    assert threshold(np.where(passes, plain.worse["dark"] + 4, plain.worse["dark"])) > usual + 2
+    assert threshold(np.where(passes, plain.worse["dark"], 99).astype(np.float32)) == usual
 
 
 def test_an_ensemble_is_made_for_its_members(known: Truth, tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from detectors.members import load_member, score_crop
 from detectors.readings import Image
-from detectors.training import exported_weights, train
+from detectors.training import train
 from detectors.training.calibrate import fit_calibration
 from detectors.training.data import CACHE_PX, DataError
+from detectors.training.export import exported_weights
 from detectors.training.layout import check_clips
 from detectors.training.loop import fit
 from detectors.training.metrics import auc, bootstrap_by_identity, calibration_error, log_loss
