@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from detectors.training.start import read_weights
 
 
 class AverageError(ValueError):
@@ -32,12 +33,13 @@ class Average:
 
 
 def average_of(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Mean of the weights in files as a training leaves them (`average.pt`, `best.pt`), all counted alike.
+    """Mean of the weights in files as a training leaves them, or of a member's, all counted alike.
 
     After Wortsman et al., "Model soups". The runs must have one start, or their mean is noise. Counters are
-    the first file's. Raises AverageError for other names or shapes than the first file's, OSError.
+    the first file's. Raises AverageError for other names or shapes than the first file's, StartError for no
+    weights, OSError.
     """
-    first, *others = ((path, torch.load(path, map_location="cpu", weights_only=True)) for path in paths)
+    first, *others = ((path, read_weights(path)) for path in paths)
     total = {
         name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in first[1].items()
     }

@@ -57,7 +57,12 @@ class Report:
 
 def markdown(report: Report, judge: str | None = None) -> list[str]:
     """The tables of one judge, or of all, as lines of Markdown with what they rest on."""
-    parts = (_sets(report, judge), _robustness(report, judge), _explanation(report, judge))
+    parts = (
+        _sets(report, judge),
+        _fusion(report, judge),
+        _robustness(report, judge),
+        _explanation(report, judge),
+    )
     return [line for part in parts if part for line in (*part, "")] + _groups(report, judge)
 
 
@@ -106,6 +111,59 @@ def _operating_point(point: Mapping[str, Any]) -> list[str]:
             for name, rate in rates.items()
         ),
     ]
+
+
+def _fusion(report: Report, judge: str | None) -> list[str]:
+    """How the rule was chosen, what the ensemble is worth beside its best member, what a cascade loses."""
+    found = report.shipped.get(ENSEMBLE, {}).get("fit", {}).get("fusion")
+    if not found or judge not in (None, ENSEMBLE):
+        return []
+    families = list(found["ensemble"]["family_auc"])
+    titles = " | ".join(["validation", *(f"strangers: {family}" for family in families)])
+
+    def aucs(row: Mapping[str, Any]) -> str:
+        return " | ".join(f"{value:.3f}" for value in (row["val_auc"], *row["family_auc"].values()))
+
+    rules = {
+        **{f"{name} alone": row for name, row in found["members"].items()},
+        **{f"best of {rule}: {_weights(row)}": row for rule, row in found["rules"].items()},
+        f"**chosen**: {found['chosen']['rule']}, {_weights(found['ensemble'])}": found["ensemble"],
+    }
+    return [
+        "## Fusion",
+        "",
+        "AUC of the members' calibrated logits, fused. The even mean stands unless another rule is better on "
+        "the worst family beyond what chance explains.",
+        "",
+        f"| | {titles} |",
+        "|---" * (len(families) + 2) + "|",
+        *(f"| {name} | {aucs(row)} |" for name, row in rules.items()),
+        "",
+        "The ensemble's AUC less that of the best member on each set, paired over people:",
+        "",
+        "| set | best member | difference |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {row['best_member']} | {row['difference']:+.3f} "
+            f"({row['interval'][0]:+.3f} to {row['interval'][1]:+.3f}) |"
+            for name, row in found["against_best_member"].items()
+        ),
+        "",
+        f"A cascade: `{found['cascade']['always']}` reads every face, the others those that it suspects.",
+        "",
+        f"| suspected of authentic faces | read by all, of validation faces | {titles} |",
+        "|---" * (len(families) + 3) + "|",
+        *(
+            f"| {row['suspected']:.0%} | {row['read_by_all']['val']:.0%} | "
+            + " | ".join(f"{row['auc'][name]:.3f}" for name in ("val", *families))
+            + " |"
+            for row in found["cascade"]["rows"]
+        ),
+    ]
+
+
+def _weights(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {weight:.2g}" for name, weight in row["weights"].items())
 
 
 def _auc(figures: Mapping[str, Any] | None) -> str:

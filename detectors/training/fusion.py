@@ -24,6 +24,9 @@ STEP = 0.1
 SLACK = 0.005
 """Of validation AUC that fusion may cost against the best member: a constraint, not the aim."""
 
+SUSPECTED = (0.02, 0.05, 0.1, 0.25, 0.5)
+"""Shares of authentic faces whose suspicion is followed up, in the account of what a cascade brings."""
+
 DRAWS = 400
 """Bootstrap draws of each difference: its ends are good to a tenth of its width."""
 
@@ -112,6 +115,7 @@ def choose(val: Panel, strangers: Mapping[str, Panel]) -> tuple[Fusion, dict[str
         "members": {name: _figures(fusion, val, strangers, scales) for name, fusion in alone.items()},
         "ensemble": _figures(chosen, val, strangers, scales),
         "against_best_member": _against_best(chosen, alone, val, strangers, scales),
+        "cascade": _cascade(chosen, alone, val, strangers, scales),
     }
     return chosen, report
 
@@ -203,3 +207,38 @@ def _against_best(
         difference = auc(ours, panel.labels) - auc(theirs, panel.labels)
         report[name] = {"best_member": member, "difference": difference, "interval": [low, high]}
     return report
+
+
+def _cascade(
+    chosen: Fusion,
+    alone: Mapping[str, Fusion],
+    val: Panel,
+    strangers: Mapping[str, Panel],
+    scales: Scales,
+) -> dict[str, Any]:
+    """What is lost when all members read only those faces that the best one on `val` suspects.
+
+    Its own calibrated logit stands for the others. By the share of authentic validation faces that it
+    suspects: the share of all faces that everybody reads, and the AUCs.
+    """
+    first = max(alone, key=lambda name: _auc(val, alone[name], scales))
+    cheap = alone[first].fused(val.logits, scales)[val.labels == 0]
+    rows = []
+    for suspected in SUSPECTED:
+        limit = float(np.quantile(cheap, 1 - suspected))
+
+        def judged(panel: Panel, limit: float = limit) -> tuple[float, float]:
+            by_first = alone[first].fused(panel.logits, scales)
+            followed = by_first > limit
+            scores = np.where(followed, chosen.fused(panel.logits, scales), by_first)
+            return auc(scores, panel.labels), float(followed.mean())
+
+        found = {name: judged(panel) for name, panel in {"val": val, **strangers}.items()}
+        rows.append(
+            {
+                "suspected": suspected,
+                "auc": {name: value for name, (value, _) in found.items()},
+                "read_by_all": {name: share for name, (_, share) in found.items()},
+            }
+        )
+    return {"always": first, "rows": rows}

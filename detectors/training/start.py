@@ -31,7 +31,7 @@ def begin(network: FaceNetwork, start: str) -> None:
         load_imagenet(network)
         return
     path = Path(start)
-    found = _read(path) if path.is_file() else load_member(start).module.state_dict()
+    found = read_weights(path) if path.is_file() else load_member(start).module.state_dict()
     if not any(name.startswith("net.") for name in found):
         found = {
             f"net.{name}": tensor for name, tensor in found.items() if not name.startswith("classifier.")
@@ -51,7 +51,8 @@ def begin(network: FaceNetwork, start: str) -> None:
     network.load_state_dict(usable, strict=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A bare state dict from a `.safetensors` file or one that torch wrote; StartError for anything else."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -40,6 +40,7 @@ from detectors.training.card import EVIDENCE, ablation_table, calibration_told, 
 from detectors.training.data import DataError
 from detectors.training.evidence import ENSEMBLE, markdown
 from detectors.training.explain import Known, difference_mask, iou, iou_at_area, pointing
+from detectors.training.fusion import Panel, choose
 from detectors.training.probes import Probe, in_turn, load_pairs, load_probes
 from detectors.training.report import (
     LEVEL,
@@ -395,9 +396,14 @@ def test_an_examination_finds_what_the_members_are(data_dir: Path, tmp_path: Pat
     chosen = {"false_accusations": {"val": share}} | dict.fromkeys(
         ("recall", "missed", "decided_authentic", "decided_manipulated"), share
     )
+    people = np.repeat(np.arange(20), 2)
+    labels = np.tile([0, 1], 20)
+    drawn = np.random.default_rng(8).normal(size=(2, 40)) + labels
+    panel = Panel({"sharp": drawn[0], "dull": drawn[1]}, labels, people)
+    _, fusion = choose(panel, {"warp": panel})
     shipped = {
         "members": {"sharp": figures | {"strangers": {"warp": {"auc": 0.7, "interval": [0.6, 0.8]}}}},
-        "ensemble": figures | {"operating_point": {"chosen": chosen}},
+        "ensemble": figures | {"operating_point": {"chosen": chosen}, "fit": {"fusion": fusion}},
     }
     report = examine(members, data_dir, crops=24, masks=6, conditions=FEW, sexes=sexes, shipped=shipped)
 
@@ -436,6 +442,11 @@ def test_an_examination_finds_what_the_members_are(data_dir: Path, tmp_path: Pat
     assert "| sharp | 0.900 (0.800 to 1.000) | 0.700 (0.600 to 0.800) | 0.750 |" in card
     assert "false accusations" not in card
     assert "| false accusations, val | 0.010 (0.000 to 0.020) | 0.030 |" in together
+    assert "## Fusion" not in card
+    even = fusion["ensemble"]
+    row = f"{even['val_auc']:.3f} | {even['family_auc']['warp']:.3f}"
+    assert f"| **chosen**: mean, sharp 0.5, dull 0.5 | {row} |" in together
+    assert f"A cascade: `{fusion['cascade']['always']}` reads every face" in together
     assert made.startswith("# Member `dull` version 1")
     assert "**dull**" in made
     assert "## Limits" in made

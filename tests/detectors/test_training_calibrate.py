@@ -326,6 +326,17 @@ def test_without_proof_the_even_mean_stands() -> None:
     assert choose(val, {})[0] == fusion
 
 
+def test_a_cascade_that_follows_every_suspicion_up_comes_near_the_ensemble() -> None:
+    val = panel(80, 42, {"a": 2.5, "b": 2.0})
+    _, report = choose(val, {"swap": panel(60, 43, {"a": 2.0, "b": 2.0})})
+    cascade, alone = report["cascade"], report["members"]
+    assert cascade["always"] == max(alone, key=lambda name: alone[name]["val_auc"])
+    rare, *_, often = cascade["rows"]
+    assert rare["read_by_all"]["val"] < often["read_by_all"]["val"] < 1
+    assert often["auc"]["swap"] > alone[cascade["always"]]["family_auc"]["swap"]
+    assert often["auc"]["swap"] == pytest.approx(report["ensemble"]["family_auc"]["swap"], abs=0.05)
+
+
 def test_a_rule_that_is_better_on_strangers_beyond_chance_is_taken() -> None:
     # "a" sees one family, "b" the other, and each is blind to what is not its own
     val = panel(80, 33, {"a": 2.0, "b": 2.0})
