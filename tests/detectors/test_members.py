@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from detectors.backbones import Architecture, FaceNetwork
 from detectors.calibration import Calibration, CalibrationKind, Scale
 from detectors.crops import CropKind, CropPolicy, Resampling, fit
+from detectors.ensemble import load_ensemble
 from detectors.members import (
     DEFAULT_MEMBER,
     MemberError,
@@ -222,14 +223,18 @@ def test_a_batch_scores_as_its_faces_do_one_by_one(directory: Path) -> None:
     assert score_crops([], member) == []
 
 
-def test_the_shipped_member_loads_and_is_small_enough_to_ship() -> None:
+def test_the_shipped_members_are_one_ensemble_and_small_enough_to_ship() -> None:
     assert DEFAULT_MEMBER in list_members()
-    member = load_member(DEFAULT_MEMBER)
-    assert member.calibration.kind is CalibrationKind.SHIPPED
-    weights = Path(__file__).parents[2] / "detectors" / "weights" / DEFAULT_MEMBER / "weights.safetensors"
-    assert weights.stat().st_size < 10_000_000
-    card = Path(__file__).parents[2] / member.record["card"]
-    assert member.sha256 in card.read_text()
+    members = [load_member(name) for name in list_members()]
+    house = Path(__file__).parents[2]
+    shipped = house / "detectors" / "weights"
+    for member in members:
+        assert member.calibration.kind is CalibrationKind.SHIPPED
+        weights = shipped / member.name / "weights.safetensors"
+        assert weights.stat().st_size < 10_000_000
+        assert member.sha256 in (house / member.record["card"]).read_text()
+    assert sum(path.stat().st_size for path in shipped.rglob("*.safetensors")) < 40e6
+    assert load_ensemble(members).calibration.kind is CalibrationKind.SHIPPED
 
 
 def test_the_shipped_member_does_not_accuse_an_authentic_portrait() -> None:

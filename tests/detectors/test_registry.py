@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detectors.members import DEFAULT_MEMBER
 from detectors.published import ARCHITECTURES
 from detectors.registry import (
     DFDC,
@@ -69,9 +70,9 @@ def test_figures_of_the_paper() -> None:
     "names",
     [
         {"EfficientNetB4_DFDC", "EfficientNetB4ST_FFPP"},
-        {"EfficientNetB4_DFDC", "lite0-att-dfdc"},
+        {"EfficientNetB4_DFDC", DEFAULT_MEMBER},
         {"EfficientNetB4ST_DFDC", "EfficientNetAutoAttB4_DFDC"},
-        {"lite0-att-dfdc"},
+        {DEFAULT_MEMBER},
     ],
 )
 def test_no_figures_where_the_paper_has_none(names: set[str]) -> None:
@@ -82,7 +83,7 @@ def test_names_and_baseline() -> None:
     assert is_baseline("published:Xception_FFPP")
     assert not is_baseline("published:EfficientNetB4_FFPP")
     assert short_name("published:EfficientNetAutoAttB4_FFPP") == "B4Att"
-    assert short_name("lite0-att-dfdc") == "lite0-att-dfdc"
+    assert short_name(DEFAULT_MEMBER) == DEFAULT_MEMBER
 
 
 def test_a_description_says_what_a_user_must_know() -> None:

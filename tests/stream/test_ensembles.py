@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from detectors.members import DEFAULT_MEMBER
 from detectors.readings import Detection, FaceReading, Image, Quality
 from detectors.registry import PUBLISHED
 from stream import ensembles
@@ -120,7 +121,7 @@ def test_the_paper_s_ensembles_and_its_baseline_alone() -> None:
 
 def test_patterns_name_networks() -> None:
     assert expand(["published:*B4_DFDC", "folder/of/mine", B4]) == (B4, ATT, "folder/of/mine")
-    assert "lite0-att-dfdc" in expand(["*"])
+    assert DEFAULT_MEMBER in expand(["*"])
     with pytest.raises(UnmaskError, match=r"'published:B5\*' matches no network; there are: "):
         expand(["published:B5*"])
 
@@ -325,12 +326,12 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cv2.imwrite("wall.png", np.full((200, 200, 3), 128, np.uint8))
     Path("list.csv").write_text("path,label\nportrait.png,real\nwall.png,fake\n")
     options = ("--set", f"engines.cache_dir={tmp_path}", "--set", 'engines.order=["eager"]')
-    done = call("list.csv", "--ensembles", "--members", "lite0-att-dfdc", *options)
+    done = call("list.csv", "--ensembles", "--members", DEFAULT_MEMBER, *options)
     assert done.exit_code == 0
-    assert "| lite0-att-dfdc | " in done.output
+    assert f"| {DEFAULT_MEMBER} | " in done.output
     assert "- without a face: wall.png" in done.output
     absent = call("list.csv", "--ensembles", "--members", "published:*_DFDC", *options)
     assert absent.exit_code == 2
     assert "unmask models pull Xception_DFDC" in absent.output
-    for alone in (("--intervals",), ("--frames", "8"), ("--members", "lite0-att-dfdc")):
+    for alone in (("--intervals",), ("--frames", "8"), ("--members", DEFAULT_MEMBER)):
         assert call("list.csv", *alone).exit_code == 2

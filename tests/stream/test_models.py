@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from detectors.members import DEFAULT_MEMBER
 from detectors.published import build, layout_of
 from detectors.registry import PUBLISHED, TERMS, Published, part_of
 from stream import models
@@ -191,7 +192,7 @@ def test_nothing_is_pulled_before_the_terms_are_accepted(settings: Config, check
         ([], False, "name the networks to pull, or --all"),
         (["a"], True, "name the networks to pull, or --all"),
         (["a"], False, f"network 'a' is not one that can be pulled; there are: {NAME}"),
-        (["lite0-att-dfdc"], False, "is not one that can be pulled"),
+        ([DEFAULT_MEMBER], False, "is not one that can be pulled"),
     ],
 )
 def test_what_cannot_be_asked_for(settings: Config, names: list[str], every: bool, sentence: str) -> None:
@@ -210,13 +211,13 @@ def test_command_line(tmp_path: Path) -> None:
     part.write_bytes(b"some")
     listed = call("list", *cache)
     assert listed.exit_code == 0
-    assert "lite0-att-dfdc" in listed.output
+    assert DEFAULT_MEMBER in listed.output
     assert f"published:{NAME}  partial  DFDC; the paper's LogLoss/AUC: frame 0.5507/0.8360" in listed.output
     records = [json.loads(line) for line in call("list", "--json", *cache).output.splitlines()]
     assert [record["state"] for record in records if record["name"] == f"published:{NAME}"] == ["partial"]
     assert sum(record["kind"] == "published" for record in records) == 10
     assert "name_in_paper: B4AttST" in call("show", NAME, *cache).output
-    assert "licence: Apache-2.0" in call("show", "lite0-att-dfdc", *cache).output
+    assert "licence: Apache-2.0" in call("show", DEFAULT_MEMBER, *cache).output
     assert call("show", "none", *cache).exit_code == 2
     verified = call("verify", *cache)
     assert (verified.exit_code, f"partial   published:{NAME}" in verified.output) == (0, True)
