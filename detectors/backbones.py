@@ -7,9 +7,12 @@ import timm
 import torch
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, normalize
+from torch.nn.functional import conv2d, dropout, normalize, pad
 
 from detectors.attention import AttentionGate
+from detectors.readings import Visible
+
+HALVES = (Visible.UPPER, Visible.LOWER)
 
 
 class ArchitectureError(ValueError):
@@ -28,7 +31,8 @@ class Architecture:
     of validation AUC in the first member. `siamese`: the logit comes from BatchNorm1d and Linear over the
     pooled features, which were trained by triplets and then frozen, instead of from one Linear.
     `cosine_range`: the logit is this number times the cosine between the pooled features and one vector, as
-    the recognition losses train it; None: a plain product.
+    the recognition losses train it; None: a plain product. `half`: the network looks at that half of the
+    crop alone, `upper` or `lower`, which is half the work; the other one may show anything.
     """
 
     backbone: str
@@ -37,9 +41,18 @@ class Architecture:
     mirrored: bool = False
     siamese: bool = False
     cosine_range: float | None = None
+    half: Visible | None = None
+
+    def __post_init__(self) -> None:
+        if self.half is not None and self.half not in HALVES:
+            raise ArchitectureError(f"half {self.half}: expected {' or '.join(HALVES)}, or none")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What `Architecture(**...)` reads; `half` is left out of networks that see the whole face."""
+        record = asdict(self)
+        if self.half is None:
+            del record["half"]
+        return record
 
 
 class SiameseHead(nn.Sequential):
@@ -92,6 +105,7 @@ class FaceNetwork(nn.Module):
         self.backbone = architecture.backbone
         self.mirrored = architecture.mirrored
         self.attention_block = architecture.attention_block
+        self.sees = architecture.half
         self.head = SiameseHead(self.net.num_features) if architecture.siamese else None
         if architecture.cosine_range is not None:
             self.net.classifier = CosineHead(self.net.num_features, architecture.cosine_range)
@@ -105,7 +119,10 @@ class FaceNetwork(nn.Module):
             self.attention = AttentionGate(_output_channels(self.net, architecture.attention_block))
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float32 [N, 3, S, S] in; logit [N] and map [N, h, w] in (0, 1) out."""
+        """Normalised float32 [N, 3, S, S] in; logit [N] and map [N, h, w] in (0, 1) out.
+
+        Of a network that sees half of the face the map is 0 on the other one.
+        """
         if self.training or not self.mirrored:
             return self._read(faces)
         logits, attention = self._read(torch.cat([faces, faces.flip(3)]))
@@ -121,8 +138,15 @@ class FaceNetwork(nn.Module):
         pooled: Tensor = self.net.global_pool(last)
         return pooled
 
+    def classified(self, features: Tensor) -> Tensor:
+        """Logits [N] of pooled features [N, C], through dropout while training."""
+        head: nn.Module = self.net.classifier if self.head is None else self.head
+        dropped = dropout(features, self.net.drop_rate, self.training)
+        logits: Tensor = head(dropped).squeeze(1)
+        return logits
+
     def _trunk(self, faces: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = self.net.bn1(self.net.conv_stem(faces))
+        x = self.net.bn1(self.net.conv_stem(self._seen(faces)))
         attention = None
         index = 0
         for stage in self.net.blocks:
@@ -141,7 +165,21 @@ class FaceNetwork(nn.Module):
             logit = self.head(self.net.forward_head(last, pre_logits=True))
         if attention is None:
             attention = self._activation_map(last)
-        return logit.squeeze(1), attention
+        return logit.squeeze(1), self._whole(attention)
+
+    def _seen(self, faces: Tensor) -> Tensor:
+        """The half that it looks at: the network is convolutional and takes any height."""
+        middle = faces.shape[2] // 2
+        if self.sees is None:
+            return faces
+        return faces[:, :, :middle] if self.sees == Visible.UPPER else faces[:, :, middle:]
+
+    def _whole(self, attention: Tensor) -> Tensor:
+        """The map of a half as one of the whole crop."""
+        rows = attention.shape[1]
+        if self.sees is None:
+            return attention
+        return pad(attention, (0, 0, 0, rows) if self.sees == Visible.UPPER else (0, 0, rows, 0))
 
     def _activation_map(self, last: Tensor) -> Tensor:
         if isinstance(self.net.classifier, CosineHead):

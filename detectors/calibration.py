@@ -210,6 +210,7 @@ class Calibration:
     `operating_point`: thresholds that belong to it, by the names of `verdict` settings, and what is claimed
     of them. `reference`: how scores and quality parts were spread, by name. `made_for`: digest of the
     ensemble whose logit it calibrates (`detectors.ensemble.Ensemble.digest`), empty for a member's own.
+    `halves`: the calibrations of members that read half-hidden faces, by member; part of no file.
     """
 
     kind: CalibrationKind
@@ -228,6 +229,7 @@ class Calibration:
     operating_point: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Histogram] = field(default_factory=dict)
     made_for: str = ""
+    halves: "Mapping[str, Calibration]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.scales:
@@ -303,8 +305,14 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """What `load` reads; of what there is none of, nothing is written."""
         fields = {name: value for name, value in asdict(self).items() if value not in (None, {}, (), "")}
-        fields.pop("sha256", None)
+        for name in ("sha256", "halves"):
+            fields.pop(name, None)
         return {"schema": SCHEMA, "data": self.data, **fields, "kind": self.kind.value}
+
+    def of(self, half: str) -> "Calibration":
+        """The calibration of the member of that name that reads half faces; this one for "" and for one that
+        is not known."""
+        return self.halves.get(half, self)
 
     def calibrated(self, logit: float, n_eff: float = 1.0) -> float:
         """The calibrated logit: the log odds at `prevalence`."""
@@ -314,6 +322,10 @@ class Calibration:
     def probability(self, logit: float, n_eff: float = 1.0) -> float:
         """Probability of manipulation, 0..1, of a logit averaged over `n_eff` effective samples."""
         return _sigmoid(self.calibrated(logit, n_eff))
+
+    def shifted(self, logit: float, n_eff: float, shift: float) -> float:
+        """The raw logit whose calibrated one lies `shift` (log odds) higher than that of `logit`."""
+        return logit + shift * self._scale(n_eff)[0]
 
     def llr(self, logit: float, n_eff: float = 1.0) -> float:
         """Log-likelihood ratio of manipulated to authentic, in nats: the odds without their prior."""

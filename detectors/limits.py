@@ -80,5 +80,8 @@ class QualityLimits:
     """Degrees. 99th percentile of 300 LFW faces 25."""
     max_flat_colour: float = NEVER
     """Roughness of the face's histogram of greys; 0 switches it off (`detectors.advisory` says why)."""
+    max_covered: float = 0.5
+    """How surely a half of the face that a member would look at is hidden, 0..1; .5 is where 1 % of uncovered
+    faces lie above (`detectors.occlusion`); 0 switches the estimate off."""
     min_skin_detail: float = NEVER
     """Fine detail of skin to that of eyes and mouth; off (`detectors.advisory` says why)."""

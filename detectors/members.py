@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from detectors.backbones import Architecture, FaceNetwork
 from detectors.calibration import Calibration
 from detectors.crops import CropPolicy, fit, to_tensor
-from detectors.readings import Image
+from detectors.readings import Image, Visible
 from detectors.registry import PREFIX, SHIPPED, RegistryError, find_published
 
 SCHEMA = 1
-DEFAULT_MEMBER = "lite0-att-dfdc"
+DEFAULT_MEMBER = "lite0-att"
 DEFAULT_CACHE = Path("~/.cache/unmask")
 """Where pulled checkpoints lie unless `engines.cache_dir` says otherwise."""
 
@@ -82,6 +82,12 @@ class Member:
     licence: str
     record: dict[str, Any]
 
+    @property
+    def half(self) -> Visible | None:
+        """The half that it reads of faces whose other one is hidden; None: it reads whole faces."""
+        half = self.record.get("architecture", {}).get("half")
+        return None if half is None else Visible(half)
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -94,8 +100,13 @@ class Scored:
 
 
 def list_members() -> tuple[str, ...]:
-    """Names of the members that are shipped, sorted."""
-    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/member.json")))
+    """Names of the members that are shipped and read whole faces, sorted."""
+    return tuple(sorted(path.parent.name for path in _shipped() if not _reads_half(path)))
+
+
+def list_halves() -> tuple[str, ...]:
+    """Names of those that read half of a face whose other half is hidden, sorted."""
+    return tuple(sorted(path.parent.name for path in _shipped() if _reads_half(path)))
 
 
 def load_member(name_or_path: str | Path, cache: Path = DEFAULT_CACHE) -> Member:
@@ -175,11 +186,23 @@ def _default_member() -> Member:
     return load_member(DEFAULT_MEMBER)
 
 
+def _shipped() -> list[Path]:
+    return list(SHIPPED.glob("*/member.json"))
+
+
+def _reads_half(path: Path) -> bool:
+    """A record that cannot be read is told of by whoever loads it."""
+    try:
+        return bool(_record(path).get("architecture", {}).get("half"))
+    except (MemberError, AttributeError):
+        return False
+
+
 def _directory(name_or_path: str | Path) -> Path:
     for directory in (SHIPPED / name_or_path, Path(name_or_path)):
         if (directory / "member.json").is_file():
             return directory
-    known = ", ".join(list_members()) or "none"
+    known = ", ".join([*list_members(), *list_halves()]) or "none"
     raise UnknownMemberError(
         f"member {str(name_or_path)!r}: expected a directory with member.json or one of: {known}"
     )

@@ -53,7 +53,8 @@ class _Rule:
 
 
 ADVISED = 0.5
-"""Room of a face that an advisory speaks against: they are either silent or final, and leave no weight."""
+"""Room of a face that is covered or that an advisory speaks against: these are either silent or final, and
+leave no weight."""
 
 
 def measure(image: Image, box: Box, landmarks: Landmarks | None, limits: QualityLimits) -> Quality:
@@ -94,6 +95,14 @@ def with_qp(quality: Quality, qp: float | None, limits: QualityLimits) -> Qualit
     if qp is None or "sharpness" not in quality.parts:
         return quality
     return _judged({**quality.parts, "qp": qp}, limits)
+
+
+def with_covered(quality: Quality, covered: float, limits: QualityLimits) -> Quality:
+    """Return the quality of the same face with `covered`: how surely what is looked at is hidden, 0..1.
+
+    Up to the limit nothing else of it changes.
+    """
+    return _judged({**quality.parts, "covered": covered}, limits)
 
 
 def pose(landmarks: Landmarks) -> tuple[float, float, float]:
@@ -140,6 +149,8 @@ def _rules(parts: Mapping[str, float], limits: QualityLimits) -> Iterator[_Rule]
     if "yaw" in parts:
         yield _Rule(Reason.POSE, _at_most(abs(parts["yaw"]), limits.max_yaw_deg))
         yield _Rule(Reason.POSE, _at_most(abs(parts["pitch"]), limits.max_pitch_deg))
+    if limits.max_covered and parts.get("covered", 0.0) > limits.max_covered:
+        yield _Rule(Reason.OCCLUSION, ADVISED)
     if limits.max_moire and parts.get("moire", 0.0) > limits.max_moire:
         yield _Rule(Reason.SCREEN_IN_PICTURE, ADVISED)
     if limits.max_flat_colour and parts["flat_colour"] > limits.max_flat_colour:

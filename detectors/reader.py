@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.crops import CropPolicy, crop, is_loose, recrop, to_tensor
 from detectors.members import Member
 from detectors.mtcnn import MtcnnDetector
-from detectors.quality import QualityLimits, measure
-from detectors.readings import Box, Detection, FaceReading, Image, Landmarks, Quality
+from detectors.occlusion import POLICY, Hidden, shipped_estimate
+from detectors.quality import QualityLimits, measure, with_covered
+from detectors.readings import Box, Detection, FaceReading, Image, Landmarks, Quality, Visible
 from engines.engine import Engine, Output
 
 logger = logging.getLogger(__name__)
@@ -36,11 +39,13 @@ NO_LANDMARKS: Landmarks = (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN)
 
 class Role(StrEnum):
     """What a member is asked for: `VOTER` reads every face and is fused; `HEAVY` reads those that `deepen` is
-    called for, and is fused then; `SHADOW` reads every face and is recorded, never fused."""
+    called for, and is fused then; `SHADOW` reads every face and is recorded, never fused; `HALF` reads those
+    whose other half is hidden, and speaks for them instead of all voters."""
 
     VOTER = "voter"
     HEAVY = "heavy"
     SHADOW = "shadow"
+    HALF = "half"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class _Face:
     detection: Detection
     quality: Quality
     inputs: Mapping[CropPolicy, Image]
+    visible: Visible
 
 
 class FaceReader:
@@ -85,10 +91,15 @@ class FaceReader:
     crop by itself, so that a reading depends on its picture alone and not on what happened to come along with
     it (DESIGN 3.5: a fixed batch size, here one). `clock` counts seconds.
 
+    Unless `limits.max_covered` is 0, each face is asked which half of it is hidden (`detectors.occlusion`).
+    Where one is, and a member of role HALF reads the other, that member's raw logit is `fused`; where none
+    does, or both halves are hidden, the reason is OCCLUSION and the voters' logits stand as they would.
+
     A shadow that fails, or gives a number that is not finite, is switched off; readings go on without it.
 
     One reader belongs to one thread at a time; `usage` may be asked from any. Raises `ValueError` without
-    voters, and for a name that comes twice.
+    voters, for a name that comes twice, and for a member of role HALF that reads whole faces or the same half
+    as another; `OcclusionError` for a broken estimate.
     """
 
     def __init__(
@@ -109,6 +120,8 @@ class FaceReader:
         self._voters = [runner for runner in runners if runner.role is Role.VOTER]
         self._heavy = [runner for runner in runners if runner.role is Role.HEAVY]
         self._shadows = [runner for runner in runners if runner.role is Role.SHADOW]
+        self._halves = _by_half([runner for runner in runners if runner.role is Role.HALF])
+        self._estimate = shipped_estimate() if limits.max_covered else None
         if not self._voters:
             raise ValueError("no members; at least one that reads every face is needed")
         self._usage = {runner.member.name: Usage(runner.member.name, runner.role) for runner in runners}
@@ -119,7 +132,7 @@ class FaceReader:
         self._batch = 1 if deterministic else batch
         self._deterministic = deterministic
         self._clock = clock
-        self._policies = _policies([*self._voters, *self._shadows])
+        self._policies = self._wanted()
         self._alike = [
             runner.member.name
             for runner in self._voters
@@ -130,17 +143,25 @@ class FaceReader:
     @property
     def engine(self) -> str:
         """Names of the engines of all members with a say, joined by "+"."""
-        return "+".join(dict.fromkeys(runner.engine.name for runner in self._voters + self._heavy))
+        return "+".join(dict.fromkeys(runner.engine.name for runner in self._with_a_say))
 
     @property
     def precision(self) -> str:
         """Their precisions, joined by "+"."""
-        return "+".join(dict.fromkeys(runner.engine.precision for runner in self._voters + self._heavy))
+        return "+".join(dict.fromkeys(runner.engine.precision for runner in self._with_a_say))
 
     @property
     def has_heavy(self) -> bool:
         """Whether `deepen` adds anything."""
         return bool(self._heavy)
+
+    @property
+    def _with_a_say(self) -> list[Runner]:
+        return [*self._voters, *self._heavy, *self._halves.values()]
+
+    def _wanted(self) -> tuple[CropPolicy, ...]:
+        """Every framing that a face is cut in as soon as it is found."""
+        return _policies([*self._voters, *self._halves.values(), *self._shadows])
 
     def usage(self) -> tuple[Usage, ...]:
         """Return what each member did, in the order they were given."""
@@ -168,7 +189,7 @@ class FaceReader:
         decided upon are left as they are: no network makes them so. Raises what a member's engine raises, and
         `ValueError` for a number that is not finite.
         """
-        chosen = [index for index, face in enumerate(faces) if not face.quality.reasons]
+        chosen = [index for index, face in enumerate(faces) if not face.quality.reasons and not face.half]
         policies = _policies(self._heavy)
         deeper = list(faces)
         for part in _parts(chosen, self._batch):
@@ -214,11 +235,10 @@ class FaceReader:
         ]
 
     def _face(self, image: Image, face: Detection) -> _Face:
-        return _Face(
-            face,
-            measure(image, face.box, face.landmarks, self._limits),
-            {policy: crop(image, face.box, policy) for policy in self._policies},
-        )
+        hidden = None if self._estimate is None else self._estimate(crop(image, face.box, POLICY))
+        quality, visible = self._seen(measure(image, face.box, face.landmarks, self._limits), hidden)
+        inputs = {policy: crop(image, face.box, policy) for policy in self._policies}
+        return _Face(face, quality, inputs, visible)
 
     def _cropped(self, picture: Image, found: Box | None) -> _Face:
         height, width = picture.shape[:2]
@@ -226,11 +246,24 @@ class FaceReader:
         wanted = _policies(self._voters)
         loose = found is not None and any(is_loose(picture, found, policy) for policy in wanted)
         box = found if found is not None and loose else (0.0, 0.0, float(width), float(height))
-        return _Face(
-            Detection(box, NO_LANDMARKS, 1.0),
-            measure(picture, box, None, self._limits),
-            {policy: recrop(picture, found, policy) for policy in self._policies},
-        )
+        hidden = None if self._estimate is None else self._estimate(recrop(picture, found, POLICY))
+        quality, visible = self._seen(measure(picture, box, None, self._limits), hidden)
+        inputs = {policy: recrop(picture, found, policy) for policy in self._policies}
+        return _Face(Detection(box, NO_LANDMARKS, 1.0), quality, inputs, visible)
+
+    def _seen(self, quality: Quality, hidden: Hidden | None) -> tuple[Quality, Visible]:
+        """The quality, with how surely is hidden what its members look at, and what can be seen; nothing
+        changes of one that is seen whole."""
+        if hidden is None or "sharpness" not in quality.parts:
+            return quality, Visible.BOTH
+        visible = hidden.visible(self._limits.max_covered)
+        if visible is Visible.BOTH:
+            return quality, visible
+        if visible in self._halves:
+            covered = hidden.upper if visible is Visible.UPPER else hidden.lower
+        else:
+            covered = max(hidden.upper, hidden.lower)
+        return with_covered(quality, covered, self._limits), visible
 
     def _score(self, faces: Sequence[_Face]) -> list[FaceReading]:
         readings: list[FaceReading] = []
@@ -239,6 +272,7 @@ class FaceReader:
             tensors = _tensors([face.inputs for face in part])
             outputs = self._outputs(self._voters, tensors)
             shadow = self._shadowed(tensors)
+            halves = self._halved(part)
             for k, face in enumerate(part):
                 logits = {name: float(out[0][k]) for name, out in outputs.items()}
                 # copies: a reading outlives the frame and the batch it came from
@@ -251,9 +285,31 @@ class FaceReader:
                     attention=outputs[first.name][1][k].copy(),
                     shadow={name: float(out[0][k]) for name, out in shadow.items()},
                     maps={name: outputs[name][1][k].copy() for name in self._alike},
+                    visible=face.visible,
                 )
-                readings.append(reading)
+                readings.append(halves[k](reading) if k in halves else reading)
         return readings
+
+    def _halved(self, faces: Sequence[_Face]) -> dict[int, Callable[[FaceReading], FaceReading]]:
+        """By place in the batch, what the member for a face's visible half makes of its reading."""
+        made: dict[int, Callable[[FaceReading], FaceReading]] = {}
+        for visible, runner in self._halves.items():
+            places = [k for k, face in enumerate(faces) if face.visible is visible]
+            if not places:
+                continue
+            policy, name = runner.member.policy, runner.member.name
+            logits, maps = self._run(
+                runner, to_tensor(np.stack([faces[k].inputs[policy] for k in places]), policy)
+            )
+            for k, logit, attention in zip(places, map(float, logits), maps, strict=True):
+                made[k] = partial(
+                    _read_by, name, logit, attention.copy() if self._framed_alike(policy) else None
+                )
+        return made
+
+    def _framed_alike(self, policy: CropPolicy) -> bool:
+        """Whether a map of this framing lies over the crop that is kept, the first voter's."""
+        return policy.at_size(ANY_SIZE) == self._voters[0].member.policy.at_size(ANY_SIZE)
 
     def _outputs(self, runners: Sequence[Runner], tensors: Mapping[CropPolicy, Tensor]) -> dict[str, Output]:
         """Return each member's logits (N,) and attention maps (N, h, w) for the faces of one batch."""
@@ -285,8 +341,33 @@ class FaceReader:
         name = runner.member.name
         self._usage[name] = replace(self._usage[name], off=True)
         self._shadows.remove(runner)
-        self._policies = _policies([*self._voters, *self._shadows])
+        self._policies = self._wanted()
         logger.error("shadow member %s is switched off: %s", name, " ".join(str(error).split()))
+
+
+def _by_half(runners: Sequence[Runner]) -> dict[Visible, Runner]:
+    halves: dict[Visible, Runner] = {}
+    for runner in runners:
+        half = runner.member.half
+        if half is None:
+            raise ValueError(
+                f"half member {runner.member.name} reads whole faces; one that reads half is right"
+            )
+        if half in halves:
+            raise ValueError(
+                f"half members {halves[half].member.name} and {runner.member.name} both read the {half} "
+                "half; one is right"
+            )
+        halves[half] = runner
+    return halves
+
+
+def _read_by(
+    name: str, logit: float, attention: NDArray[np.float32] | None, reading: FaceReading
+) -> FaceReading:
+    """A covered face's reading as the member for its visible half has it; voters' logits stay recorded."""
+    read = replace(reading, fused=logit, logits=reading.logits | {name: logit}, half=name)
+    return read if attention is None else replace(read, attention=attention, maps={name: attention})
 
 
 def _policies(runners: Iterable[Runner]) -> tuple[CropPolicy, ...]:

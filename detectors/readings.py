@@ -6,6 +6,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.cues import Cue
+
 Image = NDArray[np.uint8]
 """A picture: uint8, shape (height, width, 3), RGB."""
 
@@ -30,6 +32,15 @@ class Reason(StrEnum):
     EDITED = "EDITED"
     NOT_A_PERSON = "NOT_A_PERSON"
     SCREEN_IN_PICTURE = "SCREEN_IN_PICTURE"
+
+
+class Visible(StrEnum):
+    """Which halves of a face can be seen: eyes and brows above, nose tip, mouth and chin below."""
+
+    BOTH = "both"
+    UPPER = "upper"
+    LOWER = "lower"
+    NEITHER = "neither"
 
 
 Box = tuple[float, float, float, float]
@@ -63,6 +74,19 @@ class Quality:
     reasons: tuple[Reason, ...]
 
 
+EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+"""The classes of FER+, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """What a face shows: a share for each of EXPRESSIONS, adding up to 1, as ten people would vote; and what
+    of the face was `visible` to whoever says so."""
+
+    visible: Visible
+    distribution: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class FaceReading:
     """All that is known of one face in one frame, before tracking.
@@ -70,7 +94,12 @@ class FaceReading:
     `logits` per member name (> 0 manipulated), raw; `fused` is what the ensemble makes of them; `crop` is the
     first member's input (S, S, 3) uint8 RGB; `attention` is its map (h, w) float32 in 0..1. `shadow` holds
     raw logits of members that have no say: recorded, never fused. `maps` are those of all members that saw
-    the face framed as in `crop`, the first one's included; empty where nobody kept them.
+    the face framed as in `crop`, the first one's included; empty where nobody kept them. `visible` is what
+    the occlusion estimate says (`BOTH` also where nobody asked it). `half` names the member that read the
+    visible half instead of the ensemble: `fused` is its raw logit then, and its calibration holds; empty: the
+    whole face was read. `cues` are readings of this one picture, `embedding` is what the face looks like
+    (float32 [512], length 1), where the settings ask for them; it is never written down. `expression` is
+    there only where the settings ask for it too, and no verdict rests on it.
     """
 
     detection: Detection
@@ -81,3 +110,8 @@ class FaceReading:
     attention: NDArray[np.float32]
     shadow: dict[str, float] = field(default_factory=dict)
     maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    visible: Visible = Visible.BOTH
+    half: str = ""
+    cues: tuple[Cue, ...] = ()
+    embedding: NDArray[np.float32] | None = None
+    expression: Expression | None = None

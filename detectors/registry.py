@@ -95,6 +95,43 @@ class Published:
         return cache / FOLDER / self.file_name
 
 
+@dataclass(frozen=True, slots=True)
+class Recogniser:
+    """A network that says whom a face looks like; of no member. Its file lies at `base`/`file_name`."""
+
+    name: str
+    file_name: str
+    sha256: str
+    base: str
+    trained_on: str
+    licence: str
+    terms: str
+
+    def path(self, cache: Path) -> Path:
+        """Where it lies once pulled."""
+        return cache / FOLDER / self.file_name
+
+
+FACENET = Recogniser(
+    name="facenet",
+    file_name="20180402-114759-vggface2.pt",
+    sha256="281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+    base="https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9",
+    trained_on="VGGFace2",
+    licence="code: MIT (facenet-pytorch; the weights are those of davidsandberg/facenet, MIT, ported)",
+    terms="""\
+These are weights of InceptionResnetV1 of the package facenet-pytorch, ported from davidsandberg/facenet.
+Unmask neither ships nor owns them: they come from the authors' own address.
+  code     MIT
+  weights  MIT, as the repository they are published in; nothing is said of them apart
+  data     trained on VGGFace2, pictures of public people found on the web, whose own terms apply
+They tell people apart by their faces. Where you are, law may forbid or bind that (in the EU, the GDPR's
+article 9 on biometric data). Whether your use is allowed is for you to know; docs/identity.md says what is
+kept of whom.""",
+)
+"""For the cues identity and claim. The hash is the one that many projects pin. Not pulled by this project
+yet, which had no network for it."""
+
 FFPP, DFDC = "FaceForensics++ c23", "DFDC"
 DATA_SETS: Mapping[str, str] = MappingProxyType({"FFPP": FFPP, "DFDC": DFDC})
 

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from detectors.cues import Cue
+from detectors.late import Late, Share, load_late
 from detectors.readings import Box, FaceReading
 from detectors.tracks import Tracker
 from stream import alerts
 from stream.alerts import Provenance
+from stream.bursts import full_rate_of
 from stream.config import Config
 from stream.controls import End, Gap, Tick, from_body
 from stream.drift import Drift
@@ -20,7 +23,16 @@ from stream.errors import Code, UnmaskError
 from stream.evidence import ChunkIndex, EvidenceStore, png
 from stream.feeds import Feed, FeedState
 from stream.foreign import Place
-from stream.frames import Applied, Dropped, Failed, ResumePoint, SampledFrame, ScoredFrame
+from stream.frames import (
+    Applied,
+    Dropped,
+    Failed,
+    FollowedFrame,
+    HeardSound,
+    ResumePoint,
+    SampledFrame,
+    ScoredFrame,
+)
 from stream.gate import gated, quality_limits
 from stream.incidents import (
     ClipRequest,
@@ -38,6 +50,7 @@ from stream.incidents import (
 )
 from stream.looked import Looked
 from stream.overlay import overlay
+from stream.people import people_of
 from stream.records import SCHEMA, Control, Kind, is_replay
 from stream.scores import DroppedRecord, ScoreRecord, VerdictRecord
 from stream.verdicts import (
@@ -86,6 +99,10 @@ class _Track:
     """An incident about this face was retracted: it accuses no more."""
     compared_us: int | None = None
     """When it was last counted among the looks that tell of drift."""
+    cues: dict[str, Cue] = field(default_factory=dict)
+    """The newest reading of each cue."""
+    doubted: bool = False
+    """It was logged that it does not look like who it is said to be."""
 
     @property
     def key(self) -> str:
@@ -121,8 +138,15 @@ class StreamAggregate:
         provenance: Provenance,
         evidence: EvidenceStore,
         new_id: IdSource | None = None,
+        late: Late | None = None,
     ) -> None:
+        """`late`: how cues are fused; else as shipped. Raises `LateError` if that is broken."""
         self.stream = stream
+        self._late = late if late is not None else load_late()
+        self._burst = full_rate_of(settings, self._late.names)
+        self._ids: tuple[int, ...] = ()
+        """Of the faces of the newest sampled frame: what a burst saw follows it."""
+        self._people = people_of(settings, stream)
         self._settings = settings
         self._limits = quality_limits(settings)
         self._calibration = calibration
@@ -289,8 +313,12 @@ class StreamAggregate:
 
         cut, self._cut = frame.cut or self._cut, False
         ids = self._tracker.update(media_us, [face.detection.box for face in frame.faces], cut)
+        self._ids = tuple(ids)
         lost |= self._end_tracks(self._tracker.ended)
         samples = [sample_of(face, media_us) for face in frame.faces]
+        if self._people is not None:
+            faces = self._people.look(media_us, ids, frame.faces)
+            frame = replace(frame, faces=faces)
         for face, track_id, sample in zip(frame.faces, ids, samples, strict=True):
             self._look(track_id, face, sample)
         heard = [
@@ -298,7 +326,9 @@ class StreamAggregate:
         ]
         lost |= self._pool(media_us, heard)
         recorded, calibration = self._provenance.recorded, self._provenance.calibration_version
-        outputs.append(ScoreRecord(frame, tuple(ids), recorded, calibration))
+        cues = tuple(self._shares(self._tracks[track_id]) for track_id in ids)
+        people, claims = self._who(ids)
+        outputs.append(ScoreRecord(frame, tuple(ids), recorded, calibration, cues, people, claims))
         outputs += self._compare(frame.faces, ids, samples)
         return [*outputs, *self._settle(set(ids), lost)]
 
@@ -367,6 +397,37 @@ class StreamAggregate:
         """Take the answer to a `ClipRequest`: `evidence://...`, or None if nothing could be cut."""
         return self._with_offsets(self._incidents.on_clip(self._moment(), incident, ref))
 
+    def on_cues(self, track_id: int, cues: Sequence[Cue]) -> None:
+        """Take what cues read of a track over some time; heard with its next sample, unless it is gone."""
+        track = self._tracks.get(track_id)
+        if track is not None:
+            track.cues |= {cue.name: cue for cue in cues}
+
+    def on_followed(self, frame: FollowedFrame) -> None:
+        """Take one picture of a burst at full rate. No score tells of it, only the cues do."""
+        if self._burst is None:
+            return
+        placed = (frame.attachment, frame.epoch) == self._place()
+        if not placed or not (frame.seeded or self._newer(frame.attachment, frame.epoch, frame.pts)):
+            self.ignored += 1
+            return
+        if not frame.seeded:
+            self._resume = replace(self._resume, last_pts=frame.pts)
+        self._burst.look(frame.media_us, self._ids, frame.looks)
+
+    def on_heard(self, sound: HeardSound) -> None:
+        """Take what was heard within a burst at full rate."""
+        if self._burst is not None:
+            self._burst.hear(sound.windows)
+
+    def step_burst(self, allowed: bool) -> bool:
+        """Open or end a burst at full rate: on suspicion, if `allowed`; return whether there is one."""
+        if self._burst is None:
+            return False
+        for track_id, cues in self._burst.step(self._now_us, self.suspect, allowed).items():
+            self.on_cues(track_id, cues)
+        return self._burst.open
+
     def on_orphan(self) -> list[Output]:
         """Note that no record at all came for `orphan_s`: nobody watches. Incidents stay open."""
         if self._kind is Kind.FILE:
@@ -434,6 +495,7 @@ class StreamAggregate:
             "chunks": self._chunks.state(),
             "looked": self._looked.state(),
             "gone_crops": [asdict(crop) for crop in self._gone_crops],
+            **({"burst": self._burst.state()} if self._burst is not None else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> Self:
@@ -477,6 +539,8 @@ class StreamAggregate:
         self._chunks.restore(state["chunks"])
         self._looked.restore(state["looked"])
         self._gone_crops = [Crop(**crop) for crop in state["gone_crops"]]
+        if self._burst is not None and "burst" in state:
+            self._burst.restore(state["burst"])
         return self
 
     def _track_state(self, track: _Track) -> dict[str, Any]:
@@ -494,6 +558,7 @@ class StreamAggregate:
             "crops": [asdict(crop) for crop in track.crops],
             "muted": track.muted,
             "compared_us": track.compared_us,
+            **({"cues": [asdict(cue) for cue in track.cues.values()]} if track.cues else {}),
         }
 
     def _track_from(self, fields: Mapping[str, Any]) -> _Track:
@@ -512,6 +577,7 @@ class StreamAggregate:
             crops=[Crop(**crop) for crop in fields["crops"]],
             muted=fields["muted"],
             compared_us=fields.get("compared_us"),
+            cues={cue["name"]: Cue(**cue) for cue in fields.get("cues", ())},
         )
         track.window.restore(fields["window"])
         track.hysteresis.restore(fields["hysteresis"])
@@ -545,10 +611,17 @@ class StreamAggregate:
         if due is not None:  # nobody is left to take its answer
             told = self._with_offsets(self._incidents.on_clip(self._moment(), due.incident, None))
         fresh = StreamAggregate(
-            self.stream, self._settings, self._calibration, self._provenance, self._evidence, self._new_id
+            self.stream,
+            self._settings,
+            self._calibration,
+            self._provenance,
+            self._evidence,
+            self._new_id,
+            self._late,
         )
         kept = ("applied", "decode_from", "place", "newest_offset", "ignored")
         now = self.state()
+        self._people = people_of(self._settings, self.stream)
         self.restore(fresh.state() | {name: now[name] for name in kept})
         return told
 
@@ -621,7 +694,10 @@ class StreamAggregate:
         estimate = track.window.estimate()
         assert estimate is not None
         sampled = self._looked.since(estimate.first_us, self._now_us)
-        track.judgement = judge(estimate, self._calibration, self._settings.verdict, sampled)
+        track.cues |= {cue.name: cue for cue in face.cues}
+        track.judgement = judge(
+            estimate, self._calibration, self._settings.verdict, sampled, self._shares(track)
+        )
         if not track.muted:
             track.hysteresis.step(sample.media_us, track.judgement)
         if not self._suspicious(track):
@@ -629,6 +705,24 @@ class StreamAggregate:
         self._suspect_until_us = self._now_us + SUSPICION_HOLD_US
         if sample.good and sample.fused > 0:
             self._keep_crop(track, face, sample)
+
+    def _who(self, ids: Sequence[int]) -> tuple[tuple[int | None, ...], tuple[tuple[str, bool] | None, ...]]:
+        """Who the faces are, as far as settings ask; a claim that does not hold is logged once a track."""
+        if self._people is None:
+            return (), ()
+        claims = tuple(self._people.claim(track_id) for track_id in ids)
+        for track_id, claim in zip(ids, claims, strict=True):
+            track = self._tracks[track_id]
+            if claim is None or claim[1] or track.doubted:
+                continue
+            track.doubted = True
+            logger.warning(
+                "%s: face %d is said to be %s but does not look like it", self.stream, track_id, claim[0]
+            )
+        return tuple(self._people.person(track_id) for track_id in ids), claims
+
+    def _shares(self, track: _Track) -> tuple[Share, ...]:
+        return self._late.shares(track.cues.values())
 
     def _compare(
         self, faces: Sequence[FaceReading], ids: Sequence[int], samples: Sequence[Sample]
@@ -660,11 +754,17 @@ class StreamAggregate:
             hysteresis=Hysteresis(self._settings.verdict),
             judgement=judge(None, self._calibration, self._settings.verdict),
         )
+        if self._burst is not None:
+            track.cues |= {cue.name: cue for cue in self._burst.blank()}
         self._tracks[track_id] = track
         return track
 
     def _end_tracks(self, ids: Sequence[int]) -> bool:
         """Forget tracks that ended; return whether an accused one was among them."""
+        if self._people is not None:
+            self._people.end(ids)
+        if self._burst is not None:
+            self._burst.forget(ids)
         ended = [self._tracks.pop(track_id) for track_id in ids if track_id in self._tracks]
         crops = [crop for track in ended for crop in track.crops]
         if crops:

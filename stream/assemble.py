@@ -12,6 +12,7 @@ from stream import device, marker, own
 from stream.alerts import Provenance, provenance_of
 from stream.cascade import Heavy
 from stream.clock import Clock
+from stream.closer import Closer, looks_of
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.log import Log
@@ -56,8 +57,12 @@ def build_reader(config: Config, cascade: bool = True) -> Assembly:
     others and for a calibration made with other members.
     """
     found = _markers(config) if marker.NAME in config.members.names else _networks(config, cascade)
+    looks = looks_of(config)
+    if looks:
+        found = replace(found, reader=Closer(found.reader, looks))
     if config.verdict.calibration:
-        calibration = own.adopted(config, found.calibration, found.provenance.models)
+        adopted = own.adopted(config, found.calibration, found.provenance.models)
+        calibration = replace(adopted, halves=found.calibration.halves)
         provenance = found.provenance.under(calibration)
         found = replace(found, calibration=calibration, provenance=provenance)
     if found.heavy is not None and found.calibration.kind is CalibrationKind.NONE:

@@ -82,6 +82,16 @@ FLAGS = {(False, False): ".", (True, False): "c", (False, True): "d", (True, Tru
 
 
 @dataclass(frozen=True, slots=True)
+class SoundParameters:
+    """What a decoder needs beside audio packets; codec and channels by FFmpeg's names."""
+
+    codec: str
+    rate_hz: int
+    layout: str
+    extradata: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkPackets:
     """The packets of one chunk, in decode order, ready for a decoder that lives across chunks.
 
@@ -96,6 +106,8 @@ class ChunkPackets:
     video_pts: tuple[int, ...]
     audio: tuple[Any, ...]
     codec: CodecParameters
+    sound: SoundParameters | None = None
+    """Of the audio packets; None without any."""
 
 
 @dataclass(slots=True)
@@ -503,10 +515,11 @@ def _read_nut(meta: ChunkMeta, value: bytes) -> ChunkPackets:
         pts = tuple(_ticks(packet, meta.time_base) + base for packet in video)
         shown = tuple(map(restored, video, pts, flags, repeat(meta.time_base)))
         heard = tuple(_restored_audio(packet, base * meta.time_base) for packet in audio)
+        sound = _sound_parameters(container) if heard else None
     lowest = min(pts, default=None)
     if lowest != meta.pts:
         raise _invalid(meta, f"begins at pts {lowest}; its header says {meta.pts}")
-    return ChunkPackets(shown, pts, heard, meta.codec)
+    return ChunkPackets(shown, pts, heard, meta.codec, sound)
 
 
 def demuxed(container: Any) -> tuple[list[Any], list[Any]]:
@@ -515,6 +528,16 @@ def demuxed(container: Any) -> tuple[list[Any], list[Any]]:
     packets = [packet for packet in container.demux(chosen) if packet.size]
     video = [packet for packet in packets if packet.stream.type == "video"]
     return video, [packet for packet in packets if packet.stream.type == "audio"]
+
+
+def _sound_parameters(container: Any) -> SoundParameters | None:
+    """Return what a decoder needs beside the audio packets; None if FFmpeg has none for them."""
+    context = container.streams.audio[0].codec_context
+    if context is None or not context.sample_rate or not context.layout.nb_channels:
+        return None
+    return SoundParameters(
+        context.name, context.sample_rate, context.layout.name, bytes(context.extradata or b"")
+    )
 
 
 def _ticks(packet: Any, time_base: Fraction) -> int:
@@ -552,7 +575,8 @@ def _read_foreign(meta: ChunkMeta, value: bytes) -> ChunkPackets:
         flags = (FLAGS[packet.is_corrupt, packet.is_discard] for packet in video)
         shown = tuple(map(restored, video, pts, flags, repeat(meta.time_base)))
         heard = tuple(_restored_audio(packet, Fraction(0)) for packet in audio)
-    return ChunkPackets(shown, pts, heard, codec)
+        sound = _sound_parameters(container) if heard else None
+    return ChunkPackets(shown, pts, heard, codec, sound)
 
 
 def _foreign_ticks(packet: Any, time_base: Fraction) -> int:

@@ -305,6 +305,36 @@ def evaluate(
     return run(settings, manifest, crops, out, as_json, stdout)
 
 
+@app.command(name="evaluate-expression")
+@_command()
+def evaluate_expression(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="ferplus_*.csv and the mosaics or pictures that they name.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of expression networks; else those shipped.")
+    ] = None,
+    picture: Annotated[Path, typer.Option(help="Where the confusions are drawn.")] = Path("confusion.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Measure the expression networks on labelled faces, whole and with either half hidden.
+
+    Faces are those on which the voters agree, by the rule of FER+. A table ferplus_train.csv is left out when
+    there are others: the networks have seen it. Layout: docs/expression.md.
+
+    \b
+    Example, with the folder that the networks were trained on:
+        unmask evaluate-expression faces
+    """
+    _log_to_stderr(quiet=True)
+    from stream.console import claim_stdout
+
+    out = claim_stdout() if as_json else sys.stdout
+    from stream.expression import run
+
+    return run(folder, weights, picture, as_json, out)
+
+
 class _WithLists(TyperCommand):
     """Takes `--authentic A B` for `--authentic A --authentic B`, as a shell's `*.mp4` gives it."""
 
@@ -408,7 +438,7 @@ def train(
         Path | None, typer.Argument(help="YAML of every choice, or the name of a shipped recipe.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with dfdc_faces.csv and the tars of faces it names.")
+        Path | None, typer.Option(help="Folder with dfdc_faces.csv or ferplus_train.csv, and the faces.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, record and learning curve.")] = Path(
         "training"
@@ -445,7 +475,9 @@ def train(
         typer.echo(chosen.read_text(encoding="utf-8"), nl=False)
         return OK
     if data is None:
-        raise UnmaskError(Code.CONFIG, "--data is missing; name the folder of dfdc_faces.csv and its tars")
+        raise UnmaskError(
+            Code.CONFIG, "--data is missing; name the folder of faces that docs/training.md tells of"
+        )
     _log_to_stderr(quiet=False)
     from detectors import training
 
@@ -674,6 +706,36 @@ def retract(
     return run(settings, incident, reason, as_json, sys.stdout)
 
 
+@app.command()
+@_command()
+def enroll(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME PATH...|list|delete NAME", help="A person and pictures of the face."),
+    ],
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Keep what a person looks like, encrypted, to compare a feed with who is said to be on it.
+
+    Off unless you set cues.record and identity.claims. Needs unmask models pull facenet. Exit code 1: nobody
+    of that name is enrolled.
+
+    \b
+    Example:
+        unmask enroll "Ada Example" ada1.jpg ada2.jpg && unmask enroll list
+        unmask enroll delete "Ada Example"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.enroll import run
+
+    return run(settings, words, as_json, sys.stdout)
+
+
 @topics.command(name="create")
 @_command()
 def create_topics(config: ConfigPath = None, overrides: Overrides = None) -> int:
@@ -857,7 +919,7 @@ def pull_models(
     config: ConfigPath = None,
     overrides: Overrides = None,
 ) -> int:
-    """Download published networks into the cache folder, after showing their terms.
+    """Download published networks, or facenet for the cue identity, into the cache folder; terms come first.
 
     A stopped pull goes on where it was. A file with another hash than published is deleted and refused (exit
     code 2). Proxies are taken from the environment. Exit code 1 if you decline.
@@ -870,11 +932,10 @@ def pull_models(
 
     settings = load(config, overrides or [], os.environ)
     _log_to_stderr(quiet=True)
-    from detectors.registry import BASE_URL
     from stream.models import pull as run
 
     ask = typer.confirm if sys.stdin.isatty() else None
-    return run(settings, names or [], every, base or BASE_URL, accepted, sys.stdout, ask)
+    return run(settings, names or [], every, base, accepted, sys.stdout, ask)
 
 
 @models.command(name="verify")

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from detectors.cues import NAMES
 from detectors.limits import QualityLimits
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -327,6 +328,13 @@ class QualityGate(Section):
         "SCREEN_IN_PICTURE above this: the pattern of a filmed screen; 0: off.",
         ge=0,
     )
+    max_covered: float = setting(
+        SHIPPED.max_covered,
+        "share",
+        "A half of the face more surely hidden than this goes to members.half, or is OCCLUSION; 0: off.",
+        ge=0,
+        le=1,
+    )
     max_flat_colour: float = setting(
         SHIPPED.max_flat_colour,
         "roughness of the histogram",
@@ -497,6 +505,11 @@ class Members(Section):
     heavy: tuple[str, ...] = setting(
         (), "", "Costly members that read only feeds under suspicion, and have a say there."
     )
+    half: tuple[str, ...] = setting(
+        (),
+        "",
+        "Members that read faces of which half is hidden; empty: every shipped one. See quality.max_covered.",
+    )
     heavy_budget: float = setting(
         0.25,
         "share of device time",
@@ -504,6 +517,43 @@ class Members(Section):
         gt=0,
         le=1,
     )
+
+
+class Cues(Section):
+    """What is looked at beside the members; which have a say is measured and shipped (docs/verdicts.md)."""
+
+    record: tuple[str, ...] = setting(
+        (), "", f"Cues on trial: recorded, without a say. There are: {', '.join(NAMES)}; see docs/cues.md."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = [name for name in self.record if name not in NAMES]
+        return self._need(
+            not unknown, f"cues.record names {', '.join(unknown)}; there are: {', '.join(NAMES)}"
+        )
+
+
+class Identity(Section):
+    """Who a face looks like, from the cues identity and claim. Off unless cues.record names one of them."""
+
+    folder: str = setting(
+        "", "folder", "Enrolled people lie here, encrypted; empty: the folder identity in data_dir."
+    )
+    key_file: str = setting(
+        "",
+        "file",
+        "Holds their key, readable by its owner only, made at the first enrolment; empty: key in that "
+        "folder. On another disk it is worth more.",
+    )
+    claims: tuple[str, ...] = setting(
+        (), "STREAM=NAME", "Who is said to be on a feed: its largest face is compared with that person."
+    )
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        bad = [claim for claim in self.claims if not all(claim.partition("="))]
+        return self._need(not bad, f"identity.claims has {bad}; STREAM=NAME would be right")
 
 
 class Worker(Section):
@@ -546,6 +596,12 @@ class Config(Section):
         "",
         "Fixed sampling and batches, nothing skipped: the same input gives the same incidents, more slowly.",
     )
+    expression: bool = setting(
+        False,
+        "",
+        "Whether the expression of each face is recorded among the scores; off, its networks are not loaded. "
+        "Read docs/expression.md on privacy first.",
+    )
     media: Media = Media()
     log: LogSettings = LogSettings()
     kafka: Kafka = Kafka()
@@ -561,5 +617,7 @@ class Config(Section):
     freshness: Freshness = Freshness()
     engines: Engines = Engines()
     members: Members = Members()
+    cues: Cues = Cues()
+    identity: Identity = Identity()
     worker: Worker = Worker()
     canary: Canary = Canary()

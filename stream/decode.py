@@ -29,11 +29,12 @@ from detectors.quantiser import mean_qp
 from stream.chunks import Chunk, ChunkPackets, join_parts, read_chunk
 from stream.errors import Code, UnmaskError
 from stream.foreign import Assigner, Place, Places, Segment
-from stream.frames import Applied, DecoderEvent, Dropped, Failed, ResumePoint, SampledFrame
+from stream.frames import Applied, DecoderEvent, Dropped, Failed, ResumePoint, SampledFrame, Sound, Use
 from stream.pictures import Pictures
 from stream.records import ChunkMeta, CodecParameters, Control, check_times
 from stream.sampling import Sampler
 from stream.shots import HISTORY, ShotDetector, thumbnail
+from stream.sound import SoundDecoder
 
 if TYPE_CHECKING:  # config brings pydantic with it, 15 MB in every child
     from stream.config import Decode
@@ -128,11 +129,11 @@ class DecodeSettings:
 class Counts:
     """What happened so far; every number only grows.
 
-    `decoded` frames of which `sampled`; `warmup` decoded again after a restart; `corrupt`, `waited` frames
-    passed over after damage, before the first keyframe; `hidden` decoded for reference only; `unordered`
-    frames that came out behind a later one; `stale` records not newer than the last; `gaps` holes in the
-    sequence; `errors` refused by the codec; `invalid` chunks that are none; `lenient` epochs decoded
-    without `explode`.
+    `decoded` frames of which `sampled`, and `followed` beside them within bursts; `warmup` decoded again
+    after a restart; `corrupt`, `waited` frames passed over after damage, before the first keyframe; `hidden`
+    decoded for reference only; `unordered` frames that came out behind a later one; `stale` records not newer
+    than the last; `gaps` holes in the sequence; `errors` refused by the codec; `invalid` chunks that are
+    none; `lenient` epochs decoded without `explode`; `unheard` audio packets that a burst could not decode.
     """
 
     records: int = 0
@@ -150,6 +151,8 @@ class Counts:
     cuts: int = 0
     epochs: int = 0
     lenient: int = 0
+    followed: int = 0
+    unheard: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
@@ -213,6 +216,18 @@ class _Skipped:
     frames: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What a burst at full rate wants of a decoder: `fps` pictures a second at most (0: there is none), and
+    whether the sound with them."""
+
+    fps: float = 0.0
+    sound: bool = False
+
+
+NO_BURST = Burst()
+
+
 def _nothing() -> None:
     """Pictures of an in-process decoder are plain arrays: there is no slot to give back."""
 
@@ -221,7 +236,8 @@ class StreamDecoder:
     """Decodes one stream, in order: `feed` every record of it, chunks and controls alike.
 
     `fps` is asked at every frame, so a new rate holds from the next frame on. `place` is where a stream of
-    another producer stands before the first record that will be fed.
+    another producer stands before the first record that will be fed. `burst` is asked at every frame and
+    chunk too: what it wants comes beside the ordinary sampling, which is the same with and without it.
     """
 
     def __init__(
@@ -230,8 +246,12 @@ class StreamDecoder:
         resume: ResumePoint,
         fps: Callable[[], float],
         place: Place | None = None,
+        burst: Callable[[], Burst] = lambda: NO_BURST,
     ) -> None:
         self._settings = settings
+        self._burst = burst
+        self._between = Sampler()
+        self._sound = SoundDecoder()
         self._place = place
         self._assigner: Assigner | None = None
         self._places: deque[tuple[int, Place]] = deque()
@@ -455,11 +475,23 @@ class StreamDecoder:
 
     def _chunk(self, meta: ChunkMeta, chunk: ChunkPackets) -> Iterator[DecoderEvent]:
         self._close_hole(meta)
+        yield from self._hear(meta, chunk)
         for packet in chunk.video:
             yield from self._packet(packet, meta, chunk.codec)
         if self._run is None:
             # What was passed over is reported with this record, so a restart needs nothing before it.
             self._decode_from = self._offset
+
+    def _hear(self, meta: ChunkMeta, chunk: ChunkPackets) -> Iterator[DecoderEvent]:
+        """Emit what a chunk sounds like, within a burst that wants it."""
+        burst = self._burst()
+        if not (burst.fps and burst.sound):
+            self._sound.stop()
+            return
+        errors = self._sound.errors
+        for media_us, samples in self._sound.hear(meta, chunk):
+            yield Sound(self._offset, meta, media_us, samples)
+        self.counts.unheard += self._sound.errors - errors
 
     def _packet(self, packet: Any, meta: ChunkMeta, codec: CodecParameters) -> Iterator[DecoderEvent]:
         pts = packet.pts
@@ -594,14 +626,31 @@ class StreamDecoder:
         self._epoch.last_pts, self._epoch.last_us = pts, media_us
         self.counts.decoded += 1
         self.counts.cuts += cut
-        if not self._sampler.take(media_us, self._fps()):
+        use = self._use(media_us)
+        if use is None:
             return
-        image, small = self._pictures.convert(frame, run.codec.rotation, run.context.sample_aspect_ratio)
+        image, small = self._pictures.convert(
+            frame, run.codec.rotation, run.context.sample_aspect_ratio, reduced=use is not Use.FOLLOWED
+        )
+        if use is Use.FOLLOWED:
+            self.counts.followed += 1
+            yield SampledFrame(offset, meta, pts, media_us, image, small, run.cut, _nothing, None, use)
+            return
         self.counts.sampled += 1
         since, run.cut = run.cut, False
         run.sampled()
         self._decode_from = run.anchors[0][0]
-        yield SampledFrame(offset, meta, pts, media_us, image, small, since, _nothing, mean_qp(frame))
+        yield SampledFrame(offset, meta, pts, media_us, image, small, since, _nothing, mean_qp(frame), use)
+
+    def _use(self, media_us: int) -> Use | None:
+        """Return what the frame is wanted for; None: for nothing."""
+        ordinary, fps = self._sampler.take(media_us, self._fps()), self._burst().fps
+        if not fps:
+            return Use.JUDGED if ordinary else None
+        between = self._between.take(media_us, fps)
+        if ordinary:
+            return Use.BOTH
+        return Use.FOLLOWED if between else None
 
     def _forget(self, run: _Run, pts: int) -> None:
         """Let go of packets whose turn has passed: decoders give no frame for what they cannot reconstruct

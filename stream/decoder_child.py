@@ -2,7 +2,7 @@
 
 Up goes, in order: `Ready`, then for each record any number of `Picture` and one `Done`; `Ring` before the
 first picture that lies in it; `Alive` while it waits. Down the same socket come `Job`s. A second pipe brings
-what must not queue behind chunks: slots given back and a new sampling rate.
+what must not queue behind chunks: slots given back, a new sampling rate, a burst.
 
 The pictures lie in an anonymous memory file (`memfd`) handed over by descriptor: it has no name to leak when
 a process is killed, and no part in /dev/shm, which containers limit to 64 MiB.
@@ -25,10 +25,10 @@ import cv2
 import numpy as np
 
 from detectors.readings import Image
-from stream.decode import Counts, DecodeSettings, StreamDecoder
+from stream.decode import NO_BURST, Burst, Counts, DecodeSettings, StreamDecoder
 from stream.errors import Code, UnmaskError
 from stream.foreign import Place, read_headers
-from stream.frames import Applied, Failed, ResumePoint, SampledFrame
+from stream.frames import Applied, Failed, ResumePoint, SampledFrame, Sound
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -39,7 +39,9 @@ ALIVE_S = 0.5
 SIDE = struct.Struct("<Bd2I")
 """A message on the side pipe: kind, rate, generation of the ring, slot."""
 
-RATE, RELEASE = 0, 1
+RATE, RELEASE, BURST = 0, 1, 2
+"""Kinds: a new sampling rate; a slot is free again; a burst at `fps` begins, or ends (0), with the sound if
+`slot` is 1."""
 
 SIDE_BYTES = SIDE.size * 1024
 """Read at once from the side pipe; whole messages, since writes below PIPE_BUF are atomic."""
@@ -58,6 +60,7 @@ class ChildSettings:
     resume: ResumePoint
     fps: float
     place: Place | None = None
+    burst: Burst = NO_BURST
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class Done:
     counts: Counts
 
 
-Message = Ready | Alive | Ring | Picture | Done
+Message = Ready | Alive | Ring | Picture | Sound | Done
 
 EMPTY: Image = np.empty((0, 0, 3), np.uint8)
 
@@ -147,8 +150,10 @@ def confine(memory_limit_bytes: int) -> None:
 class _Child:
     def __init__(self, connection: Connection, side: Connection, settings: ChildSettings) -> None:
         self._connection = connection
-        self._slots = SlotWriter(connection, side, settings.slots, settings.fps)
-        self._decoder = StreamDecoder(settings.decode, settings.resume, self._slots.rate, settings.place)
+        self._slots = SlotWriter(connection, side, settings.slots, settings.fps, settings.burst)
+        self._decoder = StreamDecoder(
+            settings.decode, settings.resume, self._slots.rate, settings.place, self._slots.wanted_burst
+        )
         self._reported = Counts()
 
     def apply(self, job: Job) -> None:
@@ -162,6 +167,8 @@ class _Child:
         for event in self._decoder.feed(job.offset, read, job.value):
             if isinstance(event, SampledFrame):
                 self._connection.send(self._slots.put(event))
+            elif isinstance(event, Sound):
+                self._connection.send(event)
             else:
                 self._done(event)
 
@@ -178,13 +185,16 @@ class SlotWriter:
     device that is behind is no fault of the decoder's. What piles up meanwhile is bounded by `queue_chunks`.
     """
 
-    def __init__(self, connection: Connection, side: Connection, slots: int, fps: float) -> None:
+    def __init__(
+        self, connection: Connection, side: Connection, slots: int, fps: float, burst: Burst
+    ) -> None:
         self._connection = connection
         self._side = side.fileno()
         self._side_owner = side
         os.set_blocking(self._side, False)
         self._count = slots
         self._fps = fps
+        self._burst = burst
         self._generation = 0
         self._slot_bytes = 0
         self._memory: mmap.mmap | None = None
@@ -194,6 +204,10 @@ class SlotWriter:
         """Return the sampling rate as it is now."""
         self._read_side()
         return self._fps
+
+    def wanted_burst(self) -> Burst:
+        """Return the burst as it was when the rate was last asked for: at every frame."""
+        return self._burst
 
     def put(self, frame: SampledFrame) -> Picture:
         """Copy the pictures of a frame into a slot."""
@@ -248,6 +262,8 @@ class SlotWriter:
         for kind, fps, generation, slot in SIDE.iter_unpack(data):
             if kind == RATE:
                 self._fps = fps
+            elif kind == BURST:
+                self._burst = Burst(fps, bool(slot))
             elif generation == self._generation:
                 self._free.append(slot)
 

@@ -33,8 +33,9 @@ from detectors.readings import Image
 from stream import decoder_child
 from stream.clock import Clock, Deadline
 from stream.config import Decode
-from stream.decode import Counts, DecodeSettings
+from stream.decode import NO_BURST, Burst, Counts, DecodeSettings
 from stream.decoder_child import (
+    BURST,
     RATE,
     RELEASE,
     SIDE,
@@ -49,7 +50,7 @@ from stream.decoder_child import (
 )
 from stream.errors import Code, UnmaskError
 from stream.foreign import Place, Places, Segment, read_headers
-from stream.frames import Applied, DecoderEvent, Failed, ResumePoint, SampledFrame
+from stream.frames import Applied, DecoderEvent, Failed, ResumePoint, SampledFrame, Sound, Use
 from stream.records import ChunkMeta, Record
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,10 @@ class DecoderPool:
         """Sample a stream `fps` times a second from the next decoded frame on."""
         self._stream(stream).set_fps(fps)
 
+    def set_burst(self, stream: str, burst: Burst) -> None:
+        """Begin or end a burst at full rate with the next decoded frame."""
+        self._stream(stream).set_burst(burst)
+
     def poll(self, timeout: float) -> list[DecoderEvent]:
         """Return what the decoders have to say, in order per stream; nothing after `timeout` seconds.
 
@@ -245,6 +250,7 @@ class _Stream:
         self._name = name
         self._resume = resume
         self._fps = fps
+        self._burst = NO_BURST
         self._state = ChildState.IDLE
         self._sent: deque[Record] = deque()
         self._waiting: deque[Record] = deque()
@@ -275,6 +281,13 @@ class _Stream:
         self._fps = fps
         if self.child is not None:
             self.child.side.tell(RATE, fps)
+
+    def set_burst(self, burst: Burst) -> None:
+        if burst == self._burst:
+            return
+        self._burst = burst
+        if self.child is not None:
+            self.child.side.tell(BURST, burst.fps, slot=int(burst.sound))
 
     def close(self, timeout: float) -> None:
         self._enter(ChildState.CLOSED)
@@ -329,6 +342,7 @@ class _Stream:
             self._resume,
             self._fps,
             self._places.at if self.kept.records else self._places.now,
+            self._burst,
         )
         self.child = self._pool.start(settings, self._name)
         self._heard = self._pool.clock.monotonic()
@@ -354,10 +368,13 @@ class _Stream:
                 self.child.map(message)
             case Picture():
                 frame = self.child.frame(message)
-                point = ResumePoint(frame.meta.attachment, frame.meta.epoch, frame.pts, frame.media_us)
-                self._resume = point
-                self._early += 1
+                ordinary = frame.use is not Use.FOLLOWED
+                sample_us = frame.media_us if ordinary else self._resume.last_sample_us
+                self._resume = ResumePoint(frame.meta.attachment, frame.meta.epoch, frame.pts, sample_us)
+                self._early += ordinary
                 events.append(frame)
+            case Sound():
+                events.append(message)
             case Done():
                 self._finished(message, events)
 

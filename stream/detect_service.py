@@ -10,6 +10,7 @@ import threading
 from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
 from stream.assemble import Assembly, build_reader, data_folder
+from stream.bursts import follower_of
 from stream.clock import Clock, Deadline, SystemClock
 from stream.config import Config
 from stream.errors import Code, UnmaskError
@@ -72,6 +73,7 @@ class _Service:
             member_name(config),
             alone=not config.kafka.bootstrap_servers,
             heavy=assembly.heavy,
+            follower=follower_of(config),
         )
         if config.worker.metrics_port:
             serve(

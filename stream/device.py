@@ -3,16 +3,30 @@
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from detectors.readings import FaceReading, Image
 from stream import marker
 from stream.cascade import Cascade
 from stream.clock import Clock
-from stream.frames import Applied, Dropped, Failed, SampledFrame, ScoredFrame
+from stream.frames import (
+    Applied,
+    Dropped,
+    Failed,
+    FollowedFrame,
+    HeardSound,
+    SampledFrame,
+    ScoredFrame,
+    Sound,
+    Use,
+)
 from stream.records import Kind, is_canary
+
+if TYPE_CHECKING:
+    from detectors.cues.follow import Follower
+    from detectors.cues.series import FaceLook
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +67,8 @@ class Skipped:
 Owner = TypeVar("Owner")
 """Whose the work is. Results carry it back, so that what is finished after its owner went reaches nobody."""
 
-Work = SampledFrame | Applied | Failed | Skipped
-Result = ScoredFrame | Applied | Failed | Skipped
+Work = SampledFrame | Sound | Applied | Failed | Skipped
+Result = ScoredFrame | FollowedFrame | HeardSound | Applied | Failed | Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +88,17 @@ class Device(Generic[Owner]):
     """
 
     def __init__(
-        self, reader: Reader, batch_frames: int, clock: Clock, cascade: Cascade | None = None
+        self,
+        reader: Reader,
+        batch_frames: int,
+        clock: Clock,
+        cascade: Cascade | None = None,
+        follower: "Follower | None" = None,
     ) -> None:
-        """`cascade` reads suspect frames more deeply, if there are heavy members."""
+        """`cascade` reads suspect frames more deeply, if there are heavy members; `follower` looks at the
+        pictures of bursts at full rate, if any cue wants them."""
         self._reader = reader
+        self._follower = follower
         self._cascade = cascade
         self._canary = marker.MarkerReader()
         self._batch_frames = batch_frames
@@ -165,7 +186,10 @@ class Device(Generic[Owner]):
             if item is None:
                 return False
             assert not isinstance(item.work, SampledFrame)
-            self._finish(item.owner, item.work)
+            if isinstance(item.work, Sound):
+                self._hear(item.work, item.owner)
+            else:
+                self._finish(item.owner, item.work)
             return True
         self._score(batch)
         return True
@@ -173,16 +197,77 @@ class Device(Generic[Owner]):
     def _score(self, batch: Sequence[tuple[SampledFrame, _Item[Owner]]]) -> None:
         if not batch:
             return
-        begun, heavy_s = self._clock.monotonic(), self._heavy_s()
         try:
-            results = self._read(batch)
+            results = self._judged([pair for pair in batch if pair[0].use is not Use.FOLLOWED])
+            found = [
+                (item.owner, result, self._followed(frame, result))
+                for (frame, item), result in _together(batch, results)
+            ]
         finally:
             for frame, _ in batch:
                 frame.release()
+        for owner, result, followed in found:
+            if result is not None:
+                self._finish(owner, result, last=followed is None)
+            if followed is not None:
+                self._finish(owner, followed)
+
+    def _judged(self, batch: Sequence[tuple[SampledFrame, _Item[Owner]]]) -> list[Result]:
+        if not batch:
+            return []
+        begun, heavy_s = self._clock.monotonic(), self._heavy_s()
+        results = self._read(batch)
         spent = self._clock.monotonic() - begun - (self._heavy_s() - heavy_s)
         self.seconds_per_frame = spent / len(batch)
-        for (_, item), result in zip(batch, results, strict=True):
-            self._finish(item.owner, result)
+        return results
+
+    def _followed(self, frame: SampledFrame, result: Result | None) -> FollowedFrame | None:
+        """Return what the cues see of a picture of a burst; `result` is what the members made of it, if any.
+
+        Whatever fails costs this look: cues are not worth a reading.
+        """
+        if self._follower is None:
+            return None if result is not None else self._looked(frame, (), 0.0)
+        if frame.use is Use.JUDGED:
+            self._follower.drop(frame.meta.stream)
+            return None
+        begun, stream = self._clock.monotonic(), frame.meta.stream
+        try:
+            if isinstance(result, ScoredFrame):
+                looks = self._follower.seed(stream, frame.image, [face.detection for face in result.faces])
+            elif frame.cut or result is not None:
+                self._follower.drop(stream)
+                looks = ()
+            else:
+                looks = self._follower.follow(stream, frame.image)
+        except Exception:
+            logger.exception("%s: the cues failed at pts %d", stream, frame.pts)
+            self._follower.drop(stream)
+            looks = ()
+        return self._looked(frame, looks, self._clock.monotonic() - begun)
+
+    @staticmethod
+    def _looked(frame: SampledFrame, looks: "tuple[FaceLook | None, ...]", seconds: float) -> FollowedFrame:
+        return FollowedFrame(
+            stream=frame.meta.stream,
+            attachment=frame.meta.attachment,
+            epoch=frame.meta.epoch,
+            pts=frame.pts,
+            media_us=frame.media_us,
+            cut=frame.cut,
+            seeded=frame.use is Use.BOTH,
+            looks=looks,
+            seconds=seconds,
+        )
+
+    def _hear(self, sound: Sound, owner: Owner) -> None:
+        begun, stream = self._clock.monotonic(), sound.meta.stream
+        try:
+            windows = self._follower.hear(stream, sound.media_us, sound.samples) if self._follower else []
+        except Exception:
+            logger.exception("%s: voice activity failed at record %d", stream, sound.offset)
+            windows = []
+        self._finish(owner, HeardSound(stream, tuple(windows), self._clock.monotonic() - begun))
 
     def _heavy_s(self) -> float:
         return self._cascade.seconds if self._cascade is not None else 0.0
@@ -242,8 +327,18 @@ class Device(Generic[Owner]):
             qp=frame.qp,
         )
 
-    def _finish(self, owner: Owner, result: Result) -> None:
+    def _finish(self, owner: Owner, result: Result, last: bool = True) -> None:
+        """Hand a result out; `last`: the work it came of is done."""
         self._results.put((owner, result))
         with self._lock:
-            self._pending -= 1
+            self._pending -= last
             self._last_output = self._clock.monotonic()
+
+
+def _together(
+    batch: Sequence[tuple[SampledFrame, _Item[Owner]]], results: Sequence[Result]
+) -> Iterator[tuple[tuple[SampledFrame, _Item[Owner]], Result | None]]:
+    """Yield each frame of a batch with its result, None of those that no member saw."""
+    left = iter(results)
+    for pair in batch:
+        yield pair, None if pair[0].use is Use.FOLLOWED else next(left)

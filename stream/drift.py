@@ -79,6 +79,11 @@ class Turn:
         return f"faces of this feed no longer look like those of the calibration: {', '.join(parts)}"
 
 
+def _score(sample: Sample) -> float | None:
+    """Logits of half a face are on another scale than the reference."""
+    return sample.fused if sample.good and not sample.half else None
+
+
 class Drift:
     """The looks of one feed against `reference`, by part. Used by one thread; `psi` may be read from any.
 
@@ -109,7 +114,7 @@ class Drift:
         self._forget(sample.media_us)
         self._tracks = round(self._tracks + new, DIGITS)
         for part, reference in self._reference.items():
-            value = (sample.fused if sample.good else None) if part == SCORE else face.quality.parts.get(part)
+            value = _score(sample) if part == SCORE else face.quality.parts.get(part)
             if value is not None and math.isfinite(value):
                 counts, index = self._counts[part], bin_of(reference, value)
                 counts[index] = round(counts[index] + 1.0, DIGITS)

@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from detectors.readings import FaceReading, Image
 from stream.errors import Code
 from stream.foreign import Places
 from stream.records import ChunkMeta
+
+if TYPE_CHECKING:  # decoders read these records too, and need nothing of the cues
+    from detectors.cues.series import FaceLook
+    from detectors.cues.voice import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,17 @@ class Dropped:
     frames: int | None
 
 
+class Use(Enum):
+    """What a picture is wanted for."""
+
+    JUDGED = "judged"
+    """Faces are found and read: the ordinary sampling."""
+    BOTH = "both"
+    """The same, within a burst at full rate: the faces found are followed from here."""
+    FOLLOWED = "followed"
+    """In a burst, beside the ordinary sampling: landmarks only; no member sees it, no score tells of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampledFrame:
     """One sampled picture. `image` (full resolution) and `small` (reduced, for detection) are views into
@@ -45,10 +65,21 @@ class SampledFrame:
     image: Image
     small: Image
     cut: bool
-    """A shot cut lies between the previous sampled frame and this one."""
+    """A shot cut lies between the previous frame of the ordinary sampling and this one."""
     release: Callable[[], None]
     qp: float | None = None
     """Mean quantiser of the picture on H.264's scale, 0..51; None: the codec does not tell."""
+    use: Use = Use.JUDGED
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What a chunk sounds like, within a burst: `samples` int16 [N], mono at 16 kHz, from `media_us` on."""
+
+    offset: int
+    meta: ChunkMeta
+    media_us: int
+    samples: NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +118,7 @@ class Failed:
     places: Places | None = None
 
 
-DecoderEvent = SampledFrame | Applied | Failed
+DecoderEvent = SampledFrame | Sound | Applied | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +142,28 @@ class ScoredFrame:
     precision: str
     qp: float | None = None
     """As in `SampledFrame`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedFrame:
+    """One picture of a burst: `looks` at the faces of the sampled frame before, in its order; of that frame
+    itself if `seeded`. `seconds` is the device time it took."""
+
+    stream: str
+    attachment: str
+    epoch: int
+    pts: int
+    media_us: int
+    cut: bool
+    seeded: bool
+    looks: "tuple[FaceLook | None, ...]"
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeardSound:
+    """What was heard within a burst, and the device time that took."""
+
+    stream: str
+    windows: "tuple[Window, ...]"
+    seconds: float

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detectors.readings import Detection, FaceReading, Landmarks, Quality, Reason
+from detectors.readings import Detection, FaceReading, Landmarks, Quality, Reason, Visible
 
 SCHEMA = 1
 """Of the files; another one is read anew."""
@@ -95,6 +95,7 @@ def _face_json(face: FaceReading) -> dict[str, Any]:
         "logits": face.logits,
         "fused": face.fused,
         "shadow": face.shadow,
+        **({} if face.visible is Visible.BOTH else {"visible": face.visible.value, "half": face.half}),
     }
 
 
@@ -110,6 +111,8 @@ def _face(fields: Mapping[str, Any]) -> FaceReading:
         crop=NO_PICTURE,
         attention=NO_MAP,
         shadow=fields["shadow"],
+        visible=Visible(fields.get("visible", Visible.BOTH)),
+        half=fields.get("half", ""),
     )
 
 

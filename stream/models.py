@@ -10,6 +10,8 @@ from typing import Any, TextIO
 import yaml
 
 from detectors.registry import (
+    BASE_URL,
+    FACENET,
     FOLDER,
     LICENCE,
     PREFIX,
@@ -18,6 +20,7 @@ from detectors.registry import (
     TERMS,
     WEIGHTS,
     Published,
+    Recogniser,
     RegistryError,
     State,
     describe,
@@ -26,6 +29,7 @@ from detectors.registry import (
     shipped,
     state,
 )
+from stream import carried
 from stream.config import Config
 from stream.download import Told, Wanted, fetch
 from stream.errors import Code, UnmaskError
@@ -34,6 +38,8 @@ OK, DECLINED, WRONG = 0, 1, 2
 """Exit codes."""
 
 Records = Mapping[str, Published]
+Pulled = Published | Recogniser
+
 Ask = Callable[[str], bool]
 """Puts a question to the user."""
 
@@ -54,6 +60,8 @@ def list_models(settings: Config, as_json: bool, out: TextIO, published: Records
     for record in described:
         out.write(f"{record['name']:{width}}  {record['state']:7}  {_in_short(record)}\n")
     out.write(f"published networks: {LICENCE}; unmask models pull NAME shows the terms first\n")
+    there = "pulled" if carried.is_pulled(cache_of(settings)) else "absent"
+    out.write(f"{carried.NAME}, {there}: landmarks for the cues over time, Apache-2.0 (docs/cues.md)\n")
     return OK
 
 
@@ -76,9 +84,10 @@ def verify(settings: Config, out: TextIO, published: Records = PUBLISHED, folder
     wrong = 0
     for name, own in _shipped(folder).items():
         wrong += _told(out, name, folder / name / WEIGHTS, str(own.get("sha256")), needed=True)
-    for record in published.values():
-        wrong += _told(out, PREFIX + record.name, record.path(cache), record.sha256, needed=False)
-    known = {record.file_name for record in published.values()}
+    pulled: list[Pulled] = [*published.values(), FACENET]
+    for record in pulled:
+        wrong += _told(out, _name(record), record.path(cache), record.sha256, needed=False)
+    known = {record.file_name for record in pulled}
     for path in sorted((cache / FOLDER).glob("*")):
         if path.name.removesuffix(".part") not in known:
             out.write(f"unknown   {path}: of no network in the list; nothing loads it\n")
@@ -111,22 +120,30 @@ def pull(
     settings: Config,
     names: Sequence[str],
     every: bool,
-    base: str,
+    base: str | None,
     accepted: bool,
     out: TextIO,
     ask: Ask | None,
     published: Records = PUBLISHED,
+    recogniser: Recogniser = FACENET,
 ) -> int:
     """Bring published checkpoints into the cache, after their terms were shown and accepted.
 
-    `ask` None: nobody is there to be asked. Exit code 1 when the user declines. Raises `UnmaskError`.
+    `base` is where they are, None for their authors' addresses. `ask` None: nobody is there to be asked. Exit
+    code 1 when the user declines. Raises `UnmaskError`.
     """
-    records = _chosen(names, every, published)
+    if carried.NAME in names:
+        told = carried.pull(cache_of(settings), accepted, out, ask)
+        names = [name for name in names if name != carried.NAME]
+        if told != OK or not names:
+            return told
+    records = _chosen(names, every, published, recogniser)
     cache = cache_of(settings)
     left = [record for record in records if not _is_there(record, cache, out)]
     if not left:
         return OK
-    out.write(f"{TERMS}\n")
+    for terms in dict.fromkeys(_terms(record) for record in left):
+        out.write(f"{terms}\n")
     out.flush()
     if not accepted and not _agreed(ask, len(left)):
         out.write("declined; nothing was pulled\n")
@@ -136,33 +153,42 @@ def pull(
     return OK
 
 
-def _chosen(names: Sequence[str], every: bool, published: Records) -> list[Published]:
+def _chosen(names: Sequence[str], every: bool, published: Records, recogniser: Recogniser) -> list[Pulled]:
     if every == bool(names):
         raise UnmaskError(
             Code.CONFIG, "name the networks to pull, or --all; unmask models list prints what there is"
         )
     if every:
-        return list(published.values())
+        return [*published.values()]
     bare = [name.removeprefix(PREFIX) for name in dict.fromkeys(names)]
-    unknown = [name for name in bare if name not in published]
+    records: dict[str, Pulled] = {**published, recogniser.name: recogniser}
+    unknown = [name for name in bare if name not in records]
     if unknown:
         raise UnmaskError(
             Code.CONFIG,
-            f"network {unknown[0]!r} is not one that can be pulled; there are: {', '.join(published)}",
+            f"network {unknown[0]!r} is not one that can be pulled; there are: {', '.join(records)}",
         )
-    return [published[name] for name in bare]
+    return [records[name] for name in bare]
 
 
-def _is_there(record: Published, cache: Path, out: TextIO) -> bool:
+def _name(record: Pulled) -> str:
+    return record.name if isinstance(record, Recogniser) else PREFIX + record.name
+
+
+def _terms(record: Pulled) -> str:
+    return record.terms if isinstance(record, Recogniser) else TERMS
+
+
+def _is_there(record: Pulled, cache: Path, out: TextIO) -> bool:
     path = record.path(cache)
     try:
         found = state(path, record.sha256)
     except OSError as error:
         raise UnmaskError(Code.CONFIG, f"{path} cannot be read: {error.strerror}") from None
     if found is State.RIGHT:
-        out.write(f"{PREFIX}{record.name} is there already\n")
+        out.write(f"{_name(record)} is there already\n")
     if found is State.DIFFERS:
-        out.write(f"{PREFIX}{record.name} is there with another hash; pulled anew\n")
+        out.write(f"{_name(record)} is there with another hash; pulled anew\n")
     return found is State.RIGHT
 
 
@@ -175,14 +201,24 @@ def _agreed(ask: Ask | None, count: int) -> bool:
     return ask(f"Accept these terms and pull {count} {'file' if count == 1 else 'files'}?")
 
 
-def _pull(record: Published, cache: Path, base: str, out: TextIO) -> None:
-    name = PREFIX + record.name
+def _loaded(record: Pulled, path: Path) -> None:
+    if isinstance(record, Recogniser):
+        from detectors.cues.embedding import Embedder
+
+        Embedder.load(path, record.sha256)
+        return
+    from detectors.published import load_published
+
+    load_published(record.name, path, record.sha256)
+
+
+def _pull(record: Pulled, cache: Path, base: str | None, out: TextIO) -> None:
+    name = _name(record)
+    base = base or (record.base if isinstance(record, Recogniser) else BASE_URL)
 
     def check(path: Path) -> None:
-        from detectors.published import load_published
-
         try:
-            load_published(record.name, path, record.sha256)
+            _loaded(record, path)
         except ValueError as error:
             raise UnmaskError(
                 Code.WEIGHTS, f"{name} has the right hash but does not load, so it was deleted: {error}"
@@ -231,7 +267,19 @@ def _described(cache: Path, published: Records) -> list[dict[str, Any]]:
         | describe(record)
         for record in published.values()
     ]
-    return own + pulled
+    recogniser = {
+        "kind": "recogniser",
+        "state": _presence(FACENET.path(cache)),
+        "path": str(FACENET.path(cache)),
+        "name": FACENET.name,
+        "address": f"{FACENET.base}/{FACENET.file_name}",
+        "sha256": FACENET.sha256,
+        "licence": FACENET.licence,
+        "training_data": FACENET.trained_on,
+        "input": "uint8 RGB face, 160x160, about the box; (x - 127.5) / 128",
+        "output": "float32 [512], length 1: for the cues identity and claim, of no member",
+    }
+    return [*own, *pulled, recogniser]
 
 
 def _shipped(folder: Path) -> dict[str, dict[str, Any]]:
@@ -248,6 +296,8 @@ def _presence(path: Path) -> str:
 
 
 def _in_short(record: Mapping[str, Any]) -> str:
+    if record["kind"] == "recogniser":
+        return f"for the cues identity and claim; {record['licence']}"
     figures = paper_figures(frozenset({record["name"].removeprefix(PREFIX)}))
     if figures is not None:
         paper = f"frame {figures.frame}, video {figures.video}"

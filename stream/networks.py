@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detectors.ensemble import Ensemble, load_ensemble
-from detectors.members import Member, list_members, load_member
+from detectors.members import Member, list_halves, list_members, load_member
 from detectors.mtcnn import MtcnnDetector
 from detectors.reader import FaceReader, Role, Runner, Usage
 from detectors.readings import Box
@@ -22,16 +22,22 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Cast:
     """The members that the settings name, by what they are asked for. `refused` are shadows that cannot be
-    loaded: they are missed, and nothing else is."""
+    loaded: they are missed, and nothing else is. `halves` read half-hidden faces, at most one a half."""
 
     voters: tuple[Member, ...]
     heavy: tuple[Member, ...]
     shadows: tuple[Member, ...]
     refused: tuple[Usage, ...]
+    halves: tuple[Member, ...] = ()
+
+    @property
+    def fused(self) -> tuple[Member, ...]:
+        """Those that read whole faces and are fused."""
+        return self.voters + self.heavy
 
     @property
     def with_a_say(self) -> tuple[Member, ...]:
-        return self.voters + self.heavy
+        return self.fused + self.halves
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ def build_networks(config: Config, cascade: bool) -> Networks:
     """
     cast = load_cast(config)
     try:
-        ensemble = load_ensemble(cast.with_a_say)
+        ensemble = load_ensemble(cast.fused)
     except ValueError as error:
         raise UnmaskError(Code.WEIGHTS, str(error)) from error
     detector = MtcnnDetector(config.faces.min_face_px, config.faces.confidence)
@@ -65,6 +71,7 @@ def build_networks(config: Config, cascade: bool) -> Networks:
         Runner(member, _engine(member, config, face), Role.HEAVY if sparing else Role.VOTER)
         for member in cast.heavy
     ]
+    runners += [Runner(member, _engine(member, config, face), Role.HALF) for member in cast.halves]
     shadows, refused = _shadows(cast.shadows, config, face)
     reader = FaceReader(
         detector=detector,
@@ -80,6 +87,8 @@ def build_networks(config: Config, cascade: bool) -> Networks:
         logger.info(
             "%s %s %s on %s %s", runner.role, member.name, member.version, engine.name, engine.precision
         )
+    own = {member.name: member.calibration for member in cast.halves}
+    ensemble = replace(ensemble, calibration=replace(ensemble.calibration, halves=own))
     return Networks(reader, cast, ensemble, (*cast.refused, *refused))
 
 
@@ -100,8 +109,36 @@ def load_cast(config: Config) -> Cast:
         except Exception as error:  # whatever is wrong with it: nobody needs it
             logger.error("shadow member %s is left out: %s", name, error)
             refused.append(Usage(name, Role.SHADOW, off=True))
-    _check_distinct([*voters, *heavy, *shadows])
-    return Cast(voters, heavy, tuple(shadows), tuple(refused))
+    halves = _halves(config, folder)
+    _check_distinct([*voters, *heavy, *shadows, *halves])
+    _check_whole([*voters, *heavy, *shadows])
+    return Cast(voters, heavy, tuple(shadows), tuple(refused), halves)
+
+
+def _halves(config: Config, folder: Path) -> tuple[Member, ...]:
+    """Members for half-hidden faces: none where nobody asks which those are."""
+    if not config.quality.max_covered:
+        return ()
+    halves = _loaded(config.members.half or list_halves(), folder)
+    for member in halves:
+        if member.half is None:
+            raise UnmaskError(
+                Code.CONFIG, f"members.half: {member.name} reads whole faces; it belongs in members.names"
+            )
+    seen = [member.half for member in halves]
+    if len(set(seen)) < len(seen):
+        names = ", ".join(member.name for member in halves)
+        raise UnmaskError(Code.CONFIG, f"members.half: {names}: two of them read the same half; one is right")
+    return halves
+
+
+def _check_whole(members: Sequence[Member]) -> None:
+    for member in members:
+        if member.half is not None:
+            raise UnmaskError(
+                Code.CONFIG,
+                f"member {member.name} reads the {member.half} half alone; it belongs in members.half",
+            )
 
 
 def _loaded(names: Iterable[str], cache: Path) -> tuple[Member, ...]:

@@ -45,12 +45,17 @@ class Pictures:
         self._mapper: tuple[object, av.filter.Graph] | None = None
 
     def convert(
-        self, frame: av.VideoFrame, rotation: int = 0, pixel_aspect: Fraction | None = None
+        self,
+        frame: av.VideoFrame,
+        rotation: int = 0,
+        pixel_aspect: Fraction | None = None,
+        reduced: bool = True,
     ) -> tuple[Image, Image]:
         """Return (picture in full resolution, picture at most `detect_width` wide), both RGB and upright.
 
-        Arrays of their own, but a picture that is narrow already is returned twice. `rotation` is clockwise
-        degrees (0, 90, 180, 270); `pixel_aspect` width : height of a pixel, None or 0 if unknown.
+        Arrays of their own, but a picture that is narrow already, or not wanted `reduced`, is returned twice.
+        `rotation` is clockwise degrees (0, 90, 180, 270); `pixel_aspect` width : height of a pixel, None or 0
+        if unknown.
         """
         frame = self._clean(frame)
         width, height = frame.width, frame.height
@@ -59,7 +64,7 @@ class Pictures:
             width = max(1, round(width * aspect))
         image = _upright(self._rgb(self._full, frame, width, height), rotation)
         upright_width = image.shape[1]
-        if upright_width <= self._detect_width:
+        if upright_width <= self._detect_width or not reduced:
             return image, image
         scale = self._detect_width / upright_width
         small = self._rgb(self._reduced, frame, max(1, round(width * scale)), max(1, round(height * scale)))

@@ -160,7 +160,7 @@ def parts(taken: Sequence[Look], tracks: Sequence[Sequence[int]]) -> dict[str, l
             if track in looked_us and look.media_us - looked_us[track] < EVERY_US:
                 continue
             looked_us[track] = look.media_us
-            score = {SCORE: reading.fused} if _good(reading) else {}
+            score = {SCORE: reading.fused} if _good(reading) and not reading.half else {}
             for part, value in (reading.quality.parts | score).items():
                 found.setdefault(part, []).append(value)
     return found

@@ -14,16 +14,21 @@ from typing import Any, Protocol, TextIO, TypeVar
 import cv2
 import numpy as np
 
-from detectors.readings import FaceReading, Image
+from detectors.cues import Cue, missing
+from detectors.cues.benford import FOREST, STILLS_ONLY, ForestError, read_forest, read_still
+from detectors.cues.benford import NAME as BENFORD
+from detectors.late import Late, Share, load_late
+from detectors.readings import Box, FaceReading, Image
 from stream.aggregate import StreamAggregate
 from stream.alerts import Provenance
 from stream.clock import SystemClock
+from stream.closer import wanted_cues
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.frames import ScoredFrame
 from stream.incidents import IncidentEvent
-from stream.scores import ScoreRecord, box_json, numbers_json, reasons_json
+from stream.scores import ScoreRecord, box_json, claim_json, cues_json, numbers_json, reasons_json
 from stream.stills import Still, stills
 from stream.verdicts import Calibration, Judgement, Verdict, correlation_s, judge, worst
 from stream.windows import MICRO, Sample, estimate, sample_of
@@ -45,6 +50,9 @@ VIDEO_BATCH = 8
 
 LEAST_WEIGHT = 1e-3
 """A face too bad to decide on still has a score to report: only where there is no face is there none."""
+
+StillCue = Callable[[Image, Box], Cue]
+"""Reads a face in a still: `detectors.cues.benford.read_still`."""
 
 OK, SOME_FAILED = 0, 1
 """Exit codes."""
@@ -68,8 +76,11 @@ class Reader(Protocol):
 class _Face:
     """One face through a file: a track of a video, or the one look at it in a picture."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     samples: list[Sample] = field(default_factory=list)
+    cues: tuple[Share, ...] = ()
+    person: int | None = None
+    claim: tuple[str, bool] | None = None
     shadow: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, reading: FaceReading, media_us: int) -> None:
@@ -89,13 +100,18 @@ class Scorer:
         calibration: Calibration,
         provenance: Provenance,
         scratch: Path,
+        still_cue: StillCue | None = None,
+        late: Late | None = None,
     ) -> None:
-        """`scratch` is a folder for the evidence that videos raise; whoever made it removes it."""
+        """`scratch` is a folder for the evidence that videos raise; whoever made it removes it. `still_cue`
+        reads the faces of stills, nobody does without. `late`: how cues are fused, else as shipped."""
         self._settings = settings
         self._reader = reader
         self._calibration = calibration
         self._provenance = provenance
         self._scratch = scratch
+        self._still_cue = still_cue
+        self._late = late if late is not None else load_late()
 
     def score(self, paths: Iterable[Path], crops: bool) -> Iterator[dict[str, Any]]:
         """Yield one JSON object per file, in order, as soon as it is known; memory does not grow with them.
@@ -118,7 +134,7 @@ class Scorer:
             if isinstance(picture, str):
                 yield _failed(path, picture)
             else:
-                yield self._still(path, [next(readings)])
+                yield self._still(path, picture, [next(readings)])
 
     def _look_at_pictures(self, part: Sequence[tuple[Path, Image | str]]) -> Iterator[dict[str, Any]]:
         for path, picture in part:
@@ -126,19 +142,32 @@ class Scorer:
                 yield _failed(path, picture)
                 continue
             small = reduced(picture, self._settings.decode.detect_width)
-            yield self._still(path, self._reader.read([(picture, small)])[0])
+            yield self._still(path, picture, self._reader.read([(picture, small)])[0])
 
-    def _still(self, path: Path, readings: Sequence[FaceReading]) -> dict[str, Any]:
+    def _still(self, path: Path, picture: Image, readings: Sequence[FaceReading]) -> dict[str, Any]:
         """Judge the faces of one picture, which has no time to ask for tracks and many samples in."""
         faces = {index: _Face(reading.detection.box) for index, reading in enumerate(readings)}
         for face, reading in zip(faces.values(), readings, strict=True):
             face.add(reading, 0)
+            face.cues = self._late.shares(self._read_still(picture, reading))
         once = self._settings.verdict.model_copy(update={"min_samples": 1, "min_track_s": 0.0})
         judgements = {
-            index: judge(estimate(face.samples), self._calibration, once) for index, face in faces.items()
+            index: judge(estimate(face.samples), self._calibration, once, cues=face.cues)
+            for index, face in faces.items()
         }
-        chosen = _whole(judgements.values()) or judge(None, self._calibration, once)
+        chosen = _whole(judgements.values()) or self._faceless(judge(None, self._calibration, once))
         return _result(path, chosen, faces, judgements)
+
+    def _read_still(self, picture: Image, reading: FaceReading) -> list[Cue]:
+        """The cues of a face in a still; a face that came cropped is the whole picture."""
+        if self._still_cue is None:
+            return list(reading.cues)
+        return [*reading.cues, self._still_cue(picture, reading.detection.box)]
+
+    def _faceless(self, judgement: Judgement) -> Judgement:
+        if self._still_cue is None:
+            return judgement
+        return replace(judgement, cues=self._late.shares([missing(BENFORD, "no face was found")]))
 
     def _video(self, path: Path) -> dict[str, Any]:
         try:
@@ -154,7 +183,9 @@ class Scorer:
             self._calibration,
             self._provenance,
             EvidenceStore(self._scratch, SystemClock()),
+            late=self._late,
         )
+        skipped = () if self._still_cue is None else self._late.shares([missing(BENFORD, STILLS_ONLY)])
         faces: dict[int, _Face] = {}
         incidents: dict[str, Judgement] = {}
         sampling, decode = self._settings.sampling, self._settings.decode
@@ -168,13 +199,21 @@ class Scorer:
                         incidents[output.incident] = output.judgement
         verdict, correlation = self._settings.verdict, correlation_s(self._calibration)
         judgements = {
-            track: judge(estimate(face.samples, correlation), self._calibration, verdict).watched()
+            track: judge(
+                estimate(face.samples, correlation),
+                self._calibration,
+                verdict,
+                cues=(*face.cues, *skipped),
+            ).watched()
             for track, face in faces.items()
         }
         accusations = [
             replace(judgement, verdict=Verdict.MANIPULATED, reasons=()) for judgement in incidents.values()
         ]
         chosen = _whole([*judgements.values(), *accusations]) or judge(None, self._calibration, verdict)
+        known = {share.name for share in chosen.cues}
+        told = tuple(share for share in skipped if share.name not in known)
+        chosen = replace(chosen, cues=(*chosen.cues, *told))
         return _result(path, chosen, faces, judgements)
 
     def _frame(self, still: Still, faces: tuple[FaceReading, ...]) -> ScoredFrame:
@@ -204,7 +243,7 @@ def run(settings: Config, paths: Sequence[Path], crops: bool, as_json: bool, out
     files = expand(paths, crops)
     code = OK
     with tempfile.TemporaryDirectory(prefix="unmask-score-") as scratch:
-        for result in assembled(settings, Path(scratch)).score(files, crops):
+        for result in assembled(settings, Path(scratch), tell_cues=True).score(files, crops):
             if "error" in result:
                 code = SOME_FAILED
             text = json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines(result))
@@ -213,12 +252,26 @@ def run(settings: Config, paths: Sequence[Path], crops: bool, as_json: bool, out
     return code
 
 
-def assembled(settings: Config, scratch: Path) -> Scorer:
-    """Return a scorer with the settings' members and engines. Raises `UnmaskError` (WEIGHTS, ENGINE)."""
+def assembled(settings: Config, scratch: Path, tell_cues: bool = False) -> Scorer:
+    """Return a scorer with the settings' members and engines. `tell_cues`: the cue of stills is read even if
+    it has no say. Raises `UnmaskError` (WEIGHTS, ENGINE)."""
     from stream.assemble import build_reader
 
     parts = build_reader(settings, cascade=False)
-    return Scorer(settings, parts.reader, parts.calibration, parts.provenance, scratch)
+    wanted = tell_cues or BENFORD in wanted_cues(settings)
+    try:
+        if wanted and FOREST.exists():
+            read_forest(FOREST)
+    except ForestError as error:
+        raise UnmaskError(Code.WEIGHTS, str(error)) from error
+    return Scorer(
+        settings,
+        parts.reader,
+        parts.calibration,
+        parts.provenance,
+        scratch,
+        still_cue=read_still if wanted else None,
+    )
 
 
 def expand(paths: Sequence[Path], crops: bool) -> list[Path]:
@@ -267,7 +320,18 @@ def _track_lines(track: dict[str, Any]) -> list[str]:
     members = [f"{name} {_number(logit)}" for name, logit in track["members"].items()]
     members += [f"{name} {_number(logit)} (shadow)" for name, logit in track.get("shadow", {}).items()]
     told = [f"  face {track['track']}, {_when(track)}: {_told(track)}"]
-    return told + ([f"    logits: {', '.join(members)}"] if len(members) > 1 else [])
+    told += [f"    logits: {', '.join(members)}"] if len(members) > 1 else []
+    told += [f"    cue {name}: {_cue_told(cue)}" for name, cue in track.get("cues", {}).items()]
+    claim = track.get("claim")
+    if claim is None:
+        return told
+    looks = "looks" if claim["looks_like"] else "does not look"
+    return [*told, f"    claims to be {claim['name']}: {looks} like it"]
+
+
+def _cue_told(cue: dict[str, Any]) -> str:
+    value = cue["reason"] if "reason" in cue else f"{cue['value']:+.2f}"
+    return value if "shift" not in cue else f"{value} (adds {cue['shift']:+.2f} to the log odds)"
 
 
 def _number(logit: float | None) -> str:
@@ -303,8 +367,12 @@ def _whole(judgements: Iterable[Judgement]) -> Judgement | None:
 
 
 def _follow(faces: dict[int, _Face], record: ScoreRecord) -> None:
-    for reading, track in zip(record.frame.faces, record.tracks, strict=True):
-        faces.setdefault(track, _Face(reading.detection.box)).add(reading, record.frame.media_us)
+    for index, (reading, track) in enumerate(zip(record.frame.faces, record.tracks, strict=True)):
+        face = faces.setdefault(track, _Face(reading.detection.box))
+        face.add(reading, record.frame.media_us)
+        face.cues = record.cues[index] if record.cues else ()
+        face.person = record.people[index] if record.people else None
+        face.claim = record.claims[index] if record.claims else None
 
 
 def _result(
@@ -323,6 +391,8 @@ def _result(
                 "samples": len(face.samples),
                 "quality": round(max(sample.weight for sample in face.samples), 4),
                 **_shadowed(face),
+                **({} if face.person is None else {"person": face.person}),
+                **({} if face.claim is None else {"claim": claim_json(face.claim)}),
             }
             for track, face in faces.items()
         ],
@@ -342,6 +412,7 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
         "interval": list(judgement.interval) if judgement.interval else None,
         "reasons": reasons_json(judgement.reasons),
         "members": numbers_json(judgement.members or {}),
+        **cues_json(judgement.cues),
     }
 
 

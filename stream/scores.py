@@ -5,11 +5,12 @@ Three records, told apart by `type`: `frame` per sampled frame, `dropped` per ra
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detectors.readings import FaceReading, Reason
+from detectors.late import Share
+from detectors.readings import FaceReading, Reason, Visible
 from stream.frames import Dropped, ScoredFrame
 from stream.records import SCHEMA
 from stream.verdicts import Judgement
@@ -23,6 +24,12 @@ class ScoreRecord:
     tracks: tuple[int, ...]
     models: Mapping[str, str]
     calibration: str
+    cues: tuple[tuple[Share, ...], ...] = ()
+    """Of each face, what was read beside the members; empty where nothing is."""
+    people: tuple[int | None, ...] = ()
+    """Of each face, the number of the person it looks like among those seen on this feed."""
+    claims: tuple[tuple[str, bool] | None, ...] = ()
+    """Of each face, who it is said to be and whether it looks like that person."""
 
     @property
     def stream(self) -> str:
@@ -49,7 +56,19 @@ class ScoreRecord:
             "precision": frame.precision,
             "models": dict(self.models),
             "calibration": self.calibration,
-            "faces": [_face(face, track) for face, track in zip(frame.faces, self.tracks, strict=True)],
+            "faces": [
+                {**_face(face, track), **self._beside(index)}
+                for index, (face, track) in enumerate(zip(frame.faces, self.tracks, strict=True))
+            ],
+        }
+
+    def _beside(self, index: int) -> dict[str, Any]:
+        person = self.people[index] if self.people else None
+        claim = self.claims[index] if self.claims else None
+        return {
+            **(cues_json(self.cues[index]) if self.cues else {}),
+            **({} if person is None else {"person": person}),
+            **({} if claim is None else {"claim": claim_json(claim)}),
         }
 
 
@@ -114,6 +133,7 @@ class VerdictRecord:
             "llr": rounded(judgement.llr),
             "conformal_set": judgement.conformal.value if judgement.conformal else None,
             "disagreement": rounded(judgement.disagreement),
+            **cues_json(judgement.cues),
             "tracks": self.tracks,
             "sampled": self.sampled,
             "dropped": self.dropped,
@@ -138,6 +158,16 @@ def numbers_json(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: rounded(value) for name, value in values.items()}
 
 
+def claim_json(claim: tuple[str, bool]) -> dict[str, Any]:
+    """Return who a face is said to be, and whether it looks like that person, as records tell it."""
+    return {"name": claim[0], "looks_like": claim[1]}
+
+
+def cues_json(shares: Sequence[Share]) -> dict[str, Any]:
+    """Return what cues said as records tell it, under `cues`; nothing where there are none."""
+    return {"cues": {share.name: share.to_json() for share in shares}} if shares else {}
+
+
 def box_json(box: tuple[float, float, float, float]) -> list[float]:
     """Return a box in whole tenths of a pixel."""
     return [round(float(edge), 1) for edge in box]
@@ -159,5 +189,21 @@ def _face(face: FaceReading, track: int) -> dict[str, Any]:
         "reasons": reasons_json(face.quality.reasons),
         "logits": numbers_json(face.logits),
         "fused": rounded(face.fused),
+        **_seen(face),
+        **_expression(face),
         **shadow,
     }
+
+
+def _seen(face: FaceReading) -> dict[str, Any]:
+    """Of a covered face which half is seen, and by which member it was read instead of the ensemble."""
+    if face.visible is Visible.BOTH:
+        return {}
+    return {"visible": face.visible.value, **({"half": face.half} if face.half else {})}
+
+
+def _expression(face: FaceReading) -> dict[str, Any]:
+    if face.expression is None:
+        return {}
+    told = face.expression
+    return {"expression": {"visible": told.visible.value, "distribution": numbers_json(told.distribution)}}

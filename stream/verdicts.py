@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol, Self
 
 from detectors.calibration import Autocorrelation, ConformalSet, Disagreement, Histogram, Sets
+from detectors.late import Share, shift_of
 from detectors.readings import Reason
 from stream import config
 from stream.windows import CORRELATION_S, MICRO, Estimate
@@ -52,6 +53,9 @@ class Calibration(Protocol):
     def reference(self) -> Mapping[str, Histogram]:
         """Return how scores and quality were spread at calibration, empty where nobody noted it."""
 
+    def of(self, half: str) -> "Calibration":
+        """Return that of a member that reads half-hidden faces; itself for ""."""
+
     def probability(self, logit: float, n_eff: float) -> float:
         """Return the calibrated probability of manipulation, 0..1, of a mean logit worth `n_eff` samples."""
 
@@ -60,6 +64,9 @@ class Calibration(Protocol):
 
     def variance(self, n_eff: float) -> float:
         """Return the variance of a face's mean logit: tau^2 + sigma^2 / n_eff."""
+
+    def shifted(self, logit: float, n_eff: float, shift: float) -> float:
+        """Return the raw logit whose calibrated one lies `shift` (log odds) higher than that of `logit`."""
 
     def llr(self, logit: float, n_eff: float) -> float:
         """Return the calibrated natural log of the likelihood ratio, manipulated over authentic."""
@@ -81,7 +88,8 @@ class Judgement:
     logarithm; all None (`members` empty) when no face could be read. `sufficient` says that there was
     evidence enough to decide, whatever it then said. `samples` were read, `good` of them may decide.
     `disagreement` is how far the members contradict each other (log odds; None of a single one),
-    `conformal` the classes that the score could belong to (None where the calibration has no sets).
+    `conformal` the classes that the score could belong to (None where the calibration has no sets). `cues`
+    are what was read beside the members, and what each added to the calibrated logit; `logit` has it in.
     """
 
     verdict: Verdict
@@ -97,6 +105,7 @@ class Judgement:
     n_eff: float = 0.0
     disagreement: float | None = None
     conformal: ConformalSet | None = None
+    cues: tuple[Share, ...] = ()
 
     @property
     def alarming(self) -> bool:
@@ -129,6 +138,7 @@ class Judgement:
                 "reasons": tuple(Reason(reason) for reason in fields["reasons"]),
                 "interval": (interval[0], interval[1]) if interval else None,
                 "conformal": ConformalSet(conformal) if conformal else None,
+                "cues": tuple(Share.from_json(share) for share in fields.get("cues", ())),
             }
         )
 
@@ -147,6 +157,7 @@ def judge(
     calibration: Calibration,
     settings: config.Verdict,
     sampled: Sampled = Sampled(),
+    cues: tuple[Share, ...] = (),
 ) -> Judgement:
     """Return what one window says by itself, with no memory of what was said before.
 
@@ -155,14 +166,21 @@ def judge(
     `open_probability` or above. Both classes are AMBIGUOUS, neither ATYPICAL. The probability, like the sets,
     counts the spread between people already: the interval, which shows it, does not decide a second time.
 
+    `cues` shift the calibrated logit before all of that, sets and interval included (`detectors.late`);
+    without one that has a say nothing of it differs.
+
     A calibration without sets decides by the interval alone: wholly on one side of even, and, to accuse, at
     `open_probability` or above. With one of kind none nothing is decided: its probability is a plain
     sigmoid, for information.
     """
     if estimate is None:
         return Judgement(Verdict.INCONCLUSIVE, _missing(sampled, settings) or (Reason.NO_FACE,))
+    calibration = calibration.of(estimate.half)
     n_eff = _believable(estimate, calibration)
     sets, agreement = calibration.sets, calibration.disagreement
+    shift = shift_of(cues)
+    if shift:
+        estimate = replace(estimate, logit=calibration.shifted(estimate.logit, n_eff, shift))
     scored = Judgement(
         Verdict.INCONCLUSIVE,
         (),
@@ -176,6 +194,7 @@ def judge(
         n_eff=n_eff,
         disagreement=agreement.between(estimate.members) if agreement else None,
         conformal=sets.of(estimate.logit) if sets else None,
+        cues=cues,
     )
     uncalibrated = (Reason.UNCALIBRATED,) if calibration.kind == NO_CALIBRATION else ()
     against = uncalibrated or _insufficient(estimate, settings, sampled)

@@ -16,6 +16,7 @@ import av
 from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
 from stream.assemble import build_reader, data_folder, log_folder, open_embedded
+from stream.bursts import follower_of
 from stream.clock import Clock, Deadline, SystemClock
 from stream.config import Config
 from stream.console import Console, FeedView
@@ -100,6 +101,7 @@ class Session:
             clock,
             metrics,
             heavy=assembly.heavy,
+            follower=follower_of(config),
         )
         self._thread = threading.Thread(target=self._work, name="unmask-detect", daemon=True)
         factory = partial(SqliteLog, log_folder(config), config.log, SystemClock())

@@ -30,13 +30,18 @@ LOGIT_DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One reading of one face. `weight` is its quality, 0..1; no `reasons` when good enough to decide on."""
+    """One reading of one face. `weight` is its quality, 0..1; no `reasons` when good enough to decide on.
+
+    `half` names the member that read the visible half of a covered face, whose logit `fused` is; empty: the
+    ensemble read it. Logits of different ones are on different scales and are never averaged.
+    """
 
     media_us: int
     fused: float
     members: dict[str, float]
     weight: float
     reasons: tuple[Reason, ...] = ()
+    half: str = ""
 
     @property
     def good(self) -> bool:
@@ -53,7 +58,8 @@ class Estimate:
     those that it read. `n_eff` >= 1 is the number of independent samples they are worth, `spread` the
     variance of their logits. `span_us` lies between the first and last good sample, `onset_us` is the first
     good sample that leans to manipulated (None: none does). `reasons` are those of the samples that are not
-    good, the most frequent first.
+    good, the most frequent first. `half`: all of that is about the samples of that one, which are most of
+    the good ones (`Sample.half`); the others count as not good.
     """
 
     logit: float
@@ -67,18 +73,27 @@ class Estimate:
     last_us: int
     onset_us: int | None
     reasons: tuple[Reason, ...]
+    half: str = ""
 
 
 def sample_of(reading: FaceReading, media_us: int) -> Sample:
-    """Return a face's reading as a sample at `media_us`; a logit that is no number decides nothing."""
+    """Return a face's reading as a sample at `media_us`; a logit that is no number decides nothing.
+
+    Of a half-hidden face that another member speaks for, `members` holds that one alone: what counts.
+    """
     if not all(math.isfinite(logit) for logit in (reading.fused, *reading.logits.values())):
         return Sample(media_us, 0.0, {}, 0.0, (*reading.quality.reasons, Reason.ATYPICAL))
     return Sample(
         media_us=media_us,
         fused=round(reading.fused, LOGIT_DIGITS),
-        members={name: round(logit, LOGIT_DIGITS) for name, logit in reading.logits.items()},
+        members={
+            name: round(logit, LOGIT_DIGITS)
+            for name, logit in reading.logits.items()
+            if reading.half in ("", name)
+        },
         weight=round(reading.quality.weight, LOGIT_DIGITS),
         reasons=reading.quality.reasons,
+        half=reading.half,
     )
 
 
@@ -88,9 +103,10 @@ def pooled_sample(samples: Sequence[Sample]) -> Sample:
     A frame counts once whatever the number of faces, and an authentic face dilutes a manipulated one: the
     stream's own window can only be slower to accuse than a track's.
     """
-    kept = [sample for sample in samples if sample.good]
+    half = _mostly(samples)
+    kept = [sample for sample in samples if sample.good and sample.half == half]
     reasons = () if kept else _most_frequent(samples)
-    kept = kept or list(samples)
+    kept = kept or [sample for sample in samples if sample.half == half]
     weight = sum(sample.weight for sample in kept)
     return Sample(
         media_us=samples[0].media_us,
@@ -98,6 +114,7 @@ def pooled_sample(samples: Sequence[Sample]) -> Sample:
         members={name: round(mean, LOGIT_DIGITS) for name, mean in _member_means(kept).items()},
         weight=round(weight / len(kept), LOGIT_DIGITS),
         reasons=reasons,
+        half=half,
     )
 
 
@@ -126,11 +143,12 @@ def estimate(samples: Sequence[Sample], correlation_s: float = CORRELATION_S) ->
     """Return what `samples` (ascending in time) say together, None if there are none."""
     if not samples:
         return None
-    good = [sample for sample in samples if sample.good]
+    half = _mostly(samples)
+    good = [sample for sample in samples if sample.good and sample.half == half]
     kept = [
         replace(sample, weight=spacing_s * (sample.weight if good else 1.0))
         for sample, spacing_s in zip(samples, _spacings_s(samples), strict=True)
-        if sample.good or not good
+        if sample.half == half and (sample.good or not good)
     ]
     logit = _mean((sample.fused, sample.weight) for sample in kept)
     leaning = (sample.media_us for sample in good if sample.fused > 0)
@@ -148,6 +166,7 @@ def estimate(samples: Sequence[Sample], correlation_s: float = CORRELATION_S) ->
         last_us=samples[-1].media_us,
         onset_us=next(leaning, None),
         reasons=_most_frequent(samples),
+        half=half,
     )
 
 
@@ -192,15 +211,29 @@ class Window:
     def state(self) -> list[list[Any]]:
         """Return the samples as JSON: one row each."""
         return [
-            [s.media_us, s.fused, s.weight, s.members, [reason.value for reason in s.reasons]]
+            [
+                s.media_us,
+                s.fused,
+                s.weight,
+                s.members,
+                [reason.value for reason in s.reasons],
+                *([s.half] if s.half else []),
+            ]
             for s in self._samples
         ]
 
     def restore(self, rows: Iterable[Sequence[Any]]) -> None:
         self._samples = deque(
-            Sample(media_us, fused, dict(members), weight, tuple(Reason(reason) for reason in reasons))
-            for media_us, fused, weight, members, reasons in rows
+            Sample(media_us, fused, dict(members), weight, tuple(Reason(reason) for reason in reasons), *half)
+            for media_us, fused, weight, members, reasons, *half in rows
         )
+
+
+def _mostly(samples: Sequence[Sample]) -> str:
+    """Who read most of the samples that are good (of all, if none is): the ensemble, or one of the halves."""
+    good = [sample for sample in samples if sample.good]
+    counts = Counter(sample.half for sample in good or samples)
+    return max(counts, key=lambda half: (counts[half], half == "", half))
 
 
 def _spacings_s(samples: Sequence[Sample]) -> list[float]:

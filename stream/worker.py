@@ -15,10 +15,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from stream.aggregate import Output, StreamAggregate
 from stream.alerts import Publisher
-from stream.bursts import BurstBudget
+from stream.bursts import FULL_FPS, BurstBudget
 from stream.canary import canary_aggregate, canary_id, canary_record
 from stream.cascade import Cascade, Heavy
 from stream.clipping import Clipper, Cut, readable
@@ -27,13 +28,24 @@ from stream.clock import Clock, Deadline
 from stream.config import Config
 from stream.controls import Retract, from_body
 from stream.deadletter import dead_letters, newest
+from stream.decode import NO_BURST, Burst
 from stream.decoders import DecoderPool
 from stream.device import Device, Reader, Result, Skipped
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore, references
 from stream.feeds import TOLD, Feed, FeedEvent
 from stream.foreign import Segment, is_foreign, read_headers
-from stream.frames import Applied, DecoderEvent, Dropped, Failed, SampledFrame, ScoredFrame
+from stream.frames import (
+    Applied,
+    DecoderEvent,
+    Dropped,
+    Failed,
+    FollowedFrame,
+    HeardSound,
+    SampledFrame,
+    ScoredFrame,
+    Use,
+)
 from stream.held import Held, Letter, Status, Takeover, status
 from stream.incidents import ClipRequest, EventKind, IncidentEvent, Moment
 from stream.listed import Listed
@@ -58,6 +70,9 @@ from stream.records import (
 from stream.states import POSITION_KEY, read_agreeing
 from stream.topics import media_partition, topic_name
 from stream.vigil import Vigil
+
+if TYPE_CHECKING:
+    from detectors.cues.follow import Follower
 
 logger = logging.getLogger(__name__)
 
@@ -147,9 +162,10 @@ class Worker:
         member: str = "detect",
         alone: bool = True,
         heavy: Heavy | None = None,
+        follower: "Follower | None" = None,
     ) -> None:
         """`alone`: no other worker's events name the evidence in this store, so what none names can go.
-        `heavy` reads faces of suspect streams more deeply."""
+        `heavy` reads faces of suspect streams more deeply; `follower` looks at bursts for the cues."""
         self._config = config
         self._pulse = Pulse(clock)
         self._media = self._topic(Topic.MEDIA)
@@ -164,7 +180,8 @@ class Worker:
         self._member = member
         self._cascade = Cascade(heavy, config.members.heavy_budget, clock) if heavy is not None else None
         at_once = 1 if config.deterministic else FRAMES_AT_ONCE
-        self._device: Device[Held] = Device(reader, at_once, clock, self._cascade)
+        self._device: Device[Held] = Device(reader, at_once, clock, self._cascade, follower)
+        self._burst = Burst(FULL_FPS, follower.hears) if follower is not None else NO_BURST
         self._pool = DecoderPool(config.decode, clock)
         self._clipper: Clipper[Held] = Clipper(log, config.decode, clock)
         self._bursts = BurstBudget(config.sampling.burst_budget, clock)
@@ -569,11 +586,22 @@ class Worker:
             self._device.offer(event, False, feed)
             return
         late = self._is_late(event)
-        if late and self._config.freshness.on_late == "skip":
+        if event.use is Use.FOLLOWED:
+            self._offer_followed(event, late, feed)
+        elif late and self._config.freshness.on_late == "skip":
             event.release()
             self._device.offer(Skipped(event, _stale(event)), True, feed)
         else:
             self._device.offer(event, late, feed, not feed.canary and feed.aggregate.suspect)
+
+    def _offer_followed(self, frame: SampledFrame, late: bool, feed: Held) -> None:
+        """Hand on a picture that only cues see, unless the stream is behind: they are not worth a delay."""
+        if late:
+            frame.release()
+            self._metrics.frames.labels("burst dropped").inc()
+            return
+        self._metrics.frames.labels("burst").inc()
+        self._device.offer(frame, False, feed)
 
     def _is_late(self, frame: SampledFrame) -> bool:
         if frame.meta.kind is Kind.FILE:
@@ -589,6 +617,8 @@ class Worker:
                 continue  # it is another worker's by now, or was and is ours anew
             if isinstance(result, ScoredFrame) and self._in_burst(feed):
                 self._bursts.spend(self._device.seconds_per_frame)
+            if isinstance(result, FollowedFrame | HeardSound) and feed.aggregate.live:
+                self._bursts.spend(result.seconds)
             if self._holds(feed):
                 feed.held.append(result)
             else:
@@ -604,6 +634,10 @@ class Worker:
         elif isinstance(result, Skipped):
             self._metrics.drops.labels(result.dropped.reason).inc()
             self._tell(feed, feed.aggregate.on_skipped(result.frame, result.dropped))
+        elif isinstance(result, FollowedFrame):
+            feed.aggregate.on_followed(result)
+        elif isinstance(result, HeardSound):
+            feed.aggregate.on_heard(result)
         else:
             self._apply_record(stream, feed, result)
         feed.dirty = not feed.canary
@@ -611,6 +645,15 @@ class Worker:
         if feed.open and fps != feed.fps:
             feed.fps = fps
             self._pool.set_fps(stream, fps)
+        self._steer_burst(stream, feed)
+
+    def _steer_burst(self, stream: str, feed: Held) -> None:
+        """Begin or end a burst at full rate as its stream wants and the budget allows."""
+        if self._burst is NO_BURST or feed.canary:
+            return
+        wanted = feed.aggregate.step_burst(not feed.aggregate.live or self._bursts.allows())
+        if feed.open:
+            self._pool.set_burst(stream, self._burst if wanted else NO_BURST)
 
     def _fps(self, feed: Held) -> float:
         """Return the sampling rate a stream gets: a burst only while bursts keep within their budget."""
@@ -1082,7 +1125,7 @@ class Worker:
 
 
 def _stream_of(result: Result) -> str:
-    if isinstance(result, ScoredFrame):
+    if isinstance(result, ScoredFrame | FollowedFrame | HeardSound):
         return result.stream
     meta = result.frame.meta if isinstance(result, Skipped) else result.meta
     assert meta is not None, "checked before the device was asked"

@@ -11,11 +11,13 @@ import numpy as np
 from detectors.backbones import FaceNetwork
 from detectors.members import load_member
 from detectors.training.calibrate import fit_calibration
-from detectors.training.card import model_card
+from detectors.training.card import write_card
 from detectors.training.clips import load_clips
 from detectors.training.data import load_authentic, load_faces, resized
 from detectors.training.evaluate import ClipScore, evaluate
 from detectors.training.export import export_member, exported_weights, member_facts, weights_file
+from detectors.training.expression.drive import train_expression
+from detectors.training.expression.recipe import is_expression
 from detectors.training.layout import check_clips, check_layout
 from detectors.training.loop import fit
 from detectors.training.objective import score
@@ -42,9 +44,20 @@ def train(
 
     Leaves the member in `out_dir/member/` (weights, member.json, calibration.json, card.md, its learning
     curve) beside what `detectors.training.loop.fit` leaves. Returns the measured figures. A run of mode
-    triplet gives no member, but features to train a head on; its record is returned. Raises what `fit`
+    triplet gives no member, but features to train a head on; its record is returned. A recipe with `task:
+    expression` is trained by `detectors.training.expression.drive`, below `out_dir`. Raises what `fit`
     raises.
     """
+    if is_expression(recipe_path):
+        return train_expression(
+            recipe_path,
+            out_dir,
+            data_dir,
+            threads=threads,
+            device=device,
+            precision=precision,
+            on_progress=on_progress,
+        )
     recipe = load_recipe(recipe_path)
     check_layout(data_dir, recipe.authentic)
     if recipe.mode is not Mode.TRIPLET:
@@ -74,7 +87,6 @@ def finish(
 ) -> dict[str, Any]:
     """Exports the averaged weights as they are now, also in the middle of a training; returns the figures."""
     recipe = load_recipe(recipe_path)
-    record = json.loads((out_dir / "record.json").read_text())
     tensors = exported_weights(out_dir, recipe)
     directory, cache = out_dir / "member", out_dir / "cache"
     known = member_facts(recipe)
@@ -106,16 +118,8 @@ def finish(
         "fp16_logit_change": float(np.abs(logits - unrounded).max()),
     }
     export_member(directory, tensors, recipe, fitted.calibration, known | {"metrics": _summary(metrics)})
-    described = {
-        "parameters": sum(p.numel() for p in member.module.parameters()),
-        "megabytes": (directory / "weights.safetensors").stat().st_size / 1e6,
-        "sha256": member.sha256,
-    }
     (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (directory / f"{recipe.name}.md").write_text(
-        model_card(recipe, record, described, metrics, hardware or record.get("hardware", ""))
-    )
-    (directory / f"{recipe.name}.png").write_bytes((out_dir / "curve.png").read_bytes())
+    write_card(directory, recipe, out_dir, member, metrics, hardware)
     on_progress(f"validation AUC {metrics['overall']['auc']:.4f}; member in {directory}")
     return metrics
 

@@ -6,7 +6,7 @@ network takes). The order is that of a stream: light and lens, scaling, sensor n
 cut to the network's size.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import av
@@ -22,6 +22,7 @@ H264_SHARE = 0.3
 """Share of the samples that go through H.264 instead of JPEG: live feeds do, and it costs ten times more."""
 H264_FRAMES = 3
 """Pictures encoded of which the last is kept, so that it is a predicted one as most of a stream's are."""
+GOOD_JPEG = 90
 SMALLEST = 40
 """Pixels of a side that no scaling goes below."""
 
@@ -82,6 +83,23 @@ def draw(
         matrix=_affine(rng, plane, size),
         seed=int(rng.integers(2**31)),
         patch=_patch(rng),
+    )
+
+
+def without_harm(degradation: Degradation) -> Degradation:
+    """The same cut of a picture that nothing happened to but one good JPEG, which hides what was blended."""
+    plain = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1).reshape(1, 256, 3)
+    return replace(
+        degradation,
+        lut=plain,
+        saturation=1.0,
+        sigma=0.0,
+        motion=0,
+        work=degradation.source,
+        noise=0.0,
+        jpeg=GOOD_JPEG,
+        crf=0,
+        patch=None,
     )
 
 

@@ -1,5 +1,6 @@
 """Model cards, written from records and measured figures, so that they cannot drift from them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from detectors.calibration import Calibration, Scale
 from detectors.ensemble import Ensemble
 from detectors.members import Member
 from detectors.training.evidence import Report, markdown
+from detectors.training.export import halved
 from detectors.training.recipe import Recipe
 
 HEAD = """# Member `{name}` version {version}
@@ -121,6 +123,26 @@ def model_card(
         "\n</details>\n",
     ]
     return "\n".join([head, *made, *_figures(metrics), LIMITS])
+
+
+def write_card(
+    directory: Path,
+    recipe: Recipe,
+    run: Path,
+    member: Member,
+    metrics: dict[str, Any],
+    hardware: str = "",
+) -> None:
+    """Writes `<name>.md` and the learning curve beside it into `directory`; `run` is what training left."""
+    record = json.loads((run / "record.json").read_text())
+    described = {
+        "parameters": sum(p.numel() for p in member.module.parameters()),
+        "megabytes": sum(t.nbytes for t in map(halved, member.module.state_dict().values())) / 1e6,
+        "sha256": member.sha256,
+    }
+    told = model_card(recipe, record, described, metrics, hardware or record.get("hardware", ""))
+    (directory / f"{recipe.name}.md").write_text(told)
+    (directory / f"{recipe.name}.png").write_bytes((run / "curve.png").read_bytes())
 
 
 def member_card(member: Member, folder: Path) -> str:
@@ -319,7 +341,11 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
         f"{calibration['calibration_error_raw']:.3f} raw, "
         f"{calibration['calibration_error_cross_fitted']:.3f} "
         "calibrated (cross-fitted by person, people and classes weighted equally).",
-        f"\nStored as fp16: no validation logit moved by more than {metrics['fp16_logit_change']:.4f}.",
+        *(
+            [f"\nStored as fp16: no validation logit moved by more than {metrics['fp16_logit_change']:.4f}."]
+            if "fp16_logit_change" in metrics
+            else []
+        ),
         "\nShortcuts, AUC of a logistic regression: "
         + ", ".join(
             f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics["shortcut_auc"].items()

@@ -13,8 +13,11 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def learning_curve(history: list[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG over epochs: losses on the left axis, validation AUC on the right one."""
+def learning_curve(
+    history: list[dict[str, Any]], path: Path, measure: str = "AUC", lowest: float = 0.5
+) -> None:
+    """Writes a PNG over epochs: losses on the left axis, the validation `measure` (a row's `val_<measure>` in
+    small letters), `lowest` to 1, on the right one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -24,7 +27,9 @@ def learning_curve(history: list[dict[str, Any]], path: Path) -> None:
     left.plot(epochs, [row["val_loss"] for row in history], label="validation loss")
     left.set(xlabel="epoch", ylabel="loss")
     right = left.twinx()
-    right.plot(epochs, [row["val_auc"] for row in history], "k.-", label="validation AUC")
-    right.set(ylabel="AUC", ylim=(0.5, 1))
+    right.plot(
+        epochs, [row[f"val_{measure.lower()}"] for row in history], "k.-", label=f"validation {measure}"
+    )
+    right.set(ylabel=measure, ylim=(lowest, 1))
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)

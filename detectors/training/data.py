@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detectors.crops import CropKind, CropPolicy, crop
 from detectors.mtcnn import MtcnnDetector
 from detectors.readings import Image
-from detectors.training.augment import apply, apply_to_mask, draw
+from detectors.training.augment import Degradation, apply, apply_to_mask, draw, without_harm
 from detectors.training.blends import Face, Family, blend
 from detectors.training.eigenfaces import Eigenfaces
 from detectors.training.faces import find_points, nearest
@@ -111,13 +111,18 @@ class Mix:
 
     `dfdc` pairs of an original and its own manipulated crop; `families` pseudo-fakes beside their authentic
     faces; `shares` how often each source gives the authentic face; `views` the least and largest side of the
-    square shown, in box heights, where the source has that much.
+    square shown, in box heights, where the source has that much; not `degraded`: pictures as they are, to
+    measure what degradations bring.
     """
 
     dfdc: int
     families: Mapping[Family, int]
     shares: Mapping[str, float]
     views: tuple[float, float]
+    degraded: bool = True
+
+    def kept(self, degradation: Degradation) -> Degradation:
+        return degradation if self.degraded else without_harm(degradation)
 
     @property
     def pairs(self) -> int:
@@ -230,7 +235,7 @@ def pair_batches(material: Material, mix: Mix, *, seed: int, size: int, step: in
         masks[1, : mix.dfdc] = np.nan
         for i, (real, fake) in enumerate(table[order[place * mix.dfdc :][: mix.dfdc]]):
             native = min(1.0, float(material.faces.source_width[real]) / CACHE_PX)
-            degradation = draw(rng, CACHE_PX, size, view=1.0, native=native)
+            degradation = mix.kept(draw(rng, CACHE_PX, size, view=1.0, native=native))
             images[0, i] = apply(material.faces.images[real], degradation)
             images[1, i] = apply(material.faces.images[fake], degradation)
         wanted = [family for family, count in mix.families.items() for _ in range(count)]
@@ -238,8 +243,8 @@ def pair_batches(material: Material, mix: Mix, *, seed: int, size: int, step: in
             source, index, donor = _drawn(material, mix, rng)
             made = blend(family, source.face(index), donor, _needed(material.eigenfaces), rng)
             view = min(1.0, float(rng.uniform(*mix.views)) / source.side)
-            degradation = draw(
-                rng, made.real.shape[0], size, view=view, native=float(source.native[index]), coded=True
+            degradation = mix.kept(
+                draw(rng, made.real.shape[0], size, view=view, native=float(source.native[index]), coded=True)
             )
             images[0, i] = apply(made.real, degradation)
             images[1, i] = apply(made.fake, degradation)

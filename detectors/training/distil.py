@@ -36,10 +36,13 @@ class Teachers:
         answers = [self._ask(member, images) for member in self.members]
         return torch.stack(answers).mean(0)
 
+    def inputs(self, member: Member, images: NDArray[np.uint8]) -> Tensor:
+        """The crops as one of the members takes them: normalised, of its size, on the device."""
+        return to_tensor(_at_size(images, member.policy.size), member.policy).to(self.device)
+
     def _ask(self, member: Member, images: NDArray[np.uint8]) -> Tensor:
-        x = to_tensor(_at_size(images, member.policy.size), member.policy).to(self.device)
         with torch.no_grad():
-            logits, _ = member.module(x)
+            logits, _ = member.module(self.inputs(member, images))
         answer: Tensor = logits.float()
         return answer
 

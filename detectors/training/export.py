@@ -12,7 +12,7 @@ from detectors.calibration import Calibration
 from detectors.members import SCHEMA
 from detectors.registry import file_sha256
 from detectors.training.data import DFDC
-from detectors.training.recipe import Recipe, Schedule
+from detectors.training.recipe import Mode, Recipe, Schedule
 
 TESTED_FOR = ("face swaps of the DFDC kinds",)
 NOT_TESTED_FOR = (
@@ -39,7 +39,7 @@ def export_member(
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / "weights.safetensors"
-    save_file({name: _half(tensor) for name, tensor in tensors.items()}, weights)
+    save_file({name: halved(tensor) for name, tensor in tensors.items()}, weights)
     weights.chmod(0o644)  # safetensors writes for the owner alone; an installed package is read by others
     size = recipe.crop.size
     record = {
@@ -60,17 +60,20 @@ def export_member(
 
 def member_facts(recipe: Recipe) -> dict[str, Any]:
     """What a member's file says beside its architecture."""
-    supervised = DFDC in recipe.pairs
-    kinds = ", ".join(f"{count} {name}" for name, count in recipe.pairs.items())
     return {
         "licence": "Apache-2.0",
-        "training_data": (
-            f"pairs a batch: {kinds}; authentic faces of {', '.join(recipe.sources)}; "
-            + ("manipulated ones of DFDC" if supervised else "no manipulated face of any data set")
-        ),
+        "training_data": _training_data(recipe),
         "tested_for": list(TESTED_FOR),
         "not_tested_for": list(NOT_TESTED_FOR),
     }
+
+
+def _training_data(recipe: Recipe) -> str:
+    if recipe.mode is Mode.AVERAGE:
+        return f"that of the runs whose weights it is the mean of: {', '.join(recipe.average)}"
+    kinds = ", ".join(f"{count} {name}" for name, count in recipe.pairs.items())
+    supervised = "manipulated ones of DFDC" if DFDC in recipe.pairs else "no manipulated face of any data set"
+    return f"pairs a batch: {kinds}; authentic faces of {', '.join(recipe.sources) or DFDC}; {supervised}"
 
 
 def exported_weights(out_dir: Path, recipe: Recipe) -> dict[str, Tensor]:
@@ -96,7 +99,8 @@ def weights_file(out_dir: Path, recipe: Recipe) -> Path:
     return out_dir / ("best.pt" if recipe.schedule is Schedule.PLATEAU else "average.pt")
 
 
-def _half(tensor: Tensor) -> Tensor:
+def halved(tensor: Tensor) -> Tensor:
+    """A tensor of weights in fp16, other tensors as they are; ValueError for what fp16 cannot hold."""
     if not tensor.is_floating_point() or tensor.ndim < 2:
         return tensor.contiguous()
     half = tensor.to(torch.float16)

@@ -2,7 +2,8 @@
 
 The even mean is the published rule and stands unless another one is better on the worst family of strangers
 beyond what chance explains: a few hundred people tell no finer, and what is fitted to them is fitted to their
-noise.
+noise. But no rule may cost more than SLACK of validation AUC against the best member; where the even mean
+does, the best of those that do not is taken.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,7 +105,7 @@ def choose(val: Panel, strangers: Mapping[str, Panel]) -> tuple[Fusion, dict[str
     if strangers and allowed:
         best = max(allowed, key=lambda fusion: _worst(strangers, fusion, scales))
         gain = _gain(strangers, best, even, scales)
-        if gain[0] > 0:
+        if gain[0] > 0 or even not in allowed:
             chosen = best
     rules = {rule: _best_of(rule, [even, *tried], val, strangers, scales) for rule in Rule}
     report = {

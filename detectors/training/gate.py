@@ -33,6 +33,7 @@ from detectors.training.data import DataError
 from detectors.training.metrics import auc
 from detectors.training.probes import Probe, load_probes
 from detectors.training.robustness import blurred, by_crop, coded_h264, jpeg, rescaled
+from detectors.training.served import served
 
 logger = logging.getLogger(__name__)
 
@@ -392,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        members = [load_member(name) for name in given.members or list_members()]
+        members = served([load_member(name) for name in given.members or list_members()])
         with torch.inference_mode():
             record = run(given.data, members, given.crops, given.seed)
     except ValueError as error:

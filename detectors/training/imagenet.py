@@ -6,11 +6,12 @@ PyPI packages carry TensorFlow's EfficientNet-Lite0, Lite1 and Lite2, under the 
 
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor
 
-from detectors.backbones import FaceNetwork
 from detectors.naming import backbone_names
 
 CARRIED = {
@@ -18,6 +19,13 @@ CARRIED = {
     for n in range(3)
 }
 """Package, and the class in it that knows the file's path, by timm's name of the backbone."""
+
+
+class Backboned(Protocol):
+    """A network over one of timm's, `net`, whose name there is `backbone`."""
+
+    backbone: str
+    net: EfficientNet
 
 
 class MappingError(ValueError):
@@ -47,7 +55,7 @@ def carried_file(backbone: str) -> Path:
     return Path(getattr(found, holder).get_model_file_path())
 
 
-def load_imagenet(network: FaceNetwork) -> int:
+def load_imagenet(network: Backboned) -> int:
     """Fills every tensor of the backbone but the classifier; returns how many were filled."""
     carried: dict[str, Tensor] = torch.load(
         carried_file(network.backbone), map_location="cpu", weights_only=True

@@ -332,16 +332,20 @@ def _average(
 
 
 def _optimizer(trained: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """No weight decay on biases and norms."""
-    groups = [
-        {"params": [p for p in trained.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = decayed(trained, recipe.weight_decay)
     if recipe.optimizer is Optimizer.SGD:
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=SGD_MOMENTUM)
     if recipe.optimizer is Optimizer.ADAM:
         return torch.optim.Adam(groups, lr=recipe.learning_rate)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def decayed(trained: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters for an optimiser: no weight decay on biases and norms."""
+    return [
+        {"params": [p for p in trained.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def _report(out_dir: Path, record: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detectors.backbones import FaceNetwork
 from detectors.crops import CropPolicy, to_tensor
+from detectors.training.bridge import Bridge, Lesson, bridge_loss, covered_pairs
 from detectors.training.data import Batch, Faces, resized
 from detectors.training.distil import Teachers, distillation_loss, load_teachers
 from detectors.training.hardware import Hardware
@@ -26,14 +27,15 @@ SCORED = 64
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A batch on its device. `taught` are the teachers' logits [N]; `seed` draws dropout and triplets, the
-    same each time the batch is read."""
+    """A batch on its device. `taught` are the teachers' logits [N]; `lesson` what they make of whole crops,
+    in mode half; `seed` draws dropout and triplets, the same each time the batch is read."""
 
     faces: Tensor
     labels: Tensor
     masks: Tensor
     taught: Tensor | None
     seed: int
+    lesson: Lesson | None = None
 
 
 class Objective:
@@ -44,7 +46,10 @@ class Objective:
         self.check_images = resized(check.images, recipe.crop.size)
         self.mask_head = MaskHead(network).to(hardware.device) if recipe.mask_weight else None
         self.teachers: Teachers | None = None
-        if recipe.teachers:
+        self.bridge: Bridge | None = None
+        if recipe.half is not None:
+            self.bridge = Bridge(recipe.teachers, recipe.crop, network, hardware.device)
+        elif recipe.teachers:
             self.teachers = load_teachers(recipe.teachers, recipe.crop, hardware.device)
 
     def trained(self) -> nn.ModuleList:
@@ -55,13 +60,17 @@ class Objective:
 
     def prepare(self, batch: Batch, step: int) -> Inputs:
         """Moves a batch to the device and asks the teachers."""
-        device = self.hardware.device
+        device, seed = self.hardware.device, self.recipe.seed * 1_000_003 + step
+        images, half = batch.images, self.recipe.half
+        if half is not None:
+            images = covered_pairs(images, half, np.random.default_rng(seed))
         return Inputs(
-            faces=to_tensor(batch.images, self.recipe.crop).to(device, non_blocking=True),
+            faces=to_tensor(images, self.recipe.crop).to(device, non_blocking=True),
             labels=torch.from_numpy(batch.labels).to(device),
             masks=torch.from_numpy(batch.masks).to(device),
             taught=None if self.teachers is None else self.teachers.logits(batch.images),
-            seed=self.recipe.seed * 1_000_003 + step,
+            seed=seed,
+            lesson=None if self.bridge is None else self.bridge.lesson(batch.images),
         )
 
     def loss(self, inputs: Inputs) -> Tensor:
@@ -72,16 +81,31 @@ class Objective:
             with self.hardware.autocast():
                 features = self.network.features(inputs.faces)
             return self.embedding_loss(features, np.random.default_rng(inputs.seed))
+        if inputs.lesson is not None:
+            return self._half_loss(inputs, inputs.lesson)
         with self.hardware.autocast():
             logits = self._frozen(inputs.faces) if self.recipe.mode is Mode.HEAD else self._read(inputs.faces)
         loss = classification_loss(logits, inputs.labels, self.recipe)
         if inputs.taught is not None:
-            share = self.recipe.distil_weight
-            taught = distillation_loss(logits, inputs.taught, self.recipe.distil_temperature)
-            loss = (1 - share) * loss + share * taught
+            loss = self._taught(loss, logits, inputs.taught)
         if self.mask_head is not None:
             loss = loss + self.recipe.mask_weight * mask_loss(self.mask_head(), inputs.masks)
         return loss
+
+    def _half_loss(self, inputs: Inputs, lesson: Lesson) -> Tensor:
+        """The answer drawn to the teachers', the embedding over the bridge."""
+        with self.hardware.autocast():
+            features = self.network.features(inputs.faces)
+            logits = self.network.classified(features)
+        loss = self._taught(classification_loss(logits, inputs.labels, self.recipe), logits, lesson.logits)
+        recipe = self.recipe
+        bridge = bridge_loss(features, lesson.features, recipe.margin, recipe.positive)
+        return loss + recipe.bridge_weight * bridge
+
+    def _taught(self, loss: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
+        share = self.recipe.distil_weight
+        drawn = distillation_loss(logits, taught, self.recipe.distil_temperature)
+        return (1 - share) * loss + share * drawn
 
     def embedding_loss(self, features: Tensor, rng: np.random.Generator) -> Tensor:
         """Of features [2P, C], the authentic half first."""

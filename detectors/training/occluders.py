@@ -36,6 +36,11 @@ FACE_AXES = (0.42, 0.56)
 SKIN = ((224, 187, 161), (198, 149, 118), (150, 103, 78), (94, 63, 49), (241, 210, 190))
 """RGB of hands, from fair to dark; each is varied."""
 HAIR = ((35, 26, 22), (72, 49, 34), (128, 92, 55), (176, 146, 96), (120, 116, 112))
+DAYLIGHT = 120.0
+"""Mean grey level of a face at which an occluder shows its own colours; in the dark it is darker too."""
+DIMMEST, BRIGHTEST = 0.35, 1.2
+NO_BLUR_PX = 0.3
+"""A border softer by no more than this looks as before."""
 FOLLOWED_EVERY = 5
 """Frames of a clip from one face detection to the next; between them the box stays."""
 
@@ -60,7 +65,10 @@ HELD_OUT = (Kind.SCARF, Kind.GOGGLES, Kind.PHONE)
 
 COVERING: Mapping[Visible, Mapping[bool, tuple[Kind, ...]]] = {
     Visible.UPPER: {False: (Kind.MASK, Kind.HAND, Kind.BANNER), True: (Kind.SCARF, Kind.PHONE)},
-    Visible.LOWER: {False: (Kind.HEADSET, Kind.HAND, Kind.BANNER, Kind.HAIR), True: (Kind.GOGGLES, Kind.PHONE)},
+    Visible.LOWER: {
+        False: (Kind.HEADSET, Kind.HAND, Kind.BANNER, Kind.HAIR),
+        True: (Kind.GOGGLES, Kind.PHONE),
+    },
 }
 """Kinds that can hide a half and leave the one named; by whether they are held out."""
 
@@ -69,8 +77,8 @@ COVERING: Mapping[Visible, Mapping[bool, tuple[Kind, ...]]] = {
 class Occluder:
     """One draw. `shapes` are polygons; `level` -1 to 1 darkens or lights the texture from its top down.
 
-    `colours` RGB [2, 3]; `stripes` per side of the crop (0: plain) at `angle` radians, as strong as `contrast`
-    0..1; `noise` in grey levels; `soft` is the blur of its border, in shares of the side.
+    `colours` RGB [2, 3]; `stripes` per side of the crop (0: plain) at `angle` radians, as strong as
+    `contrast` 0..1; `noise` in grey levels; `soft` is the blur of its border, in shares of the side.
     """
 
     kind: Kind
@@ -116,11 +124,10 @@ def random_occluder(
 
 
 def cover(crop: Image, occluder: Occluder) -> Image:
-    """The crop, uint8 [S, S, 3] RGB of tight framing, with the occluder in front; the crop stays as it was."""
+    """The crop, uint8 [S, S, 3] RGB of tight framing, with the occluder in front, as a new array."""
     size = crop.shape[0]
     alpha = mask_of(occluder, size)[:, :, None]
-    drawn = _texture(occluder, size)
-    out: Image = np.rint(crop * (1 - alpha) + drawn * alpha).astype(np.uint8)
+    out: Image = np.rint(crop * (1 - alpha) + _lit(occluder, crop) * alpha).astype(np.uint8)
     return out
 
 
@@ -129,8 +136,11 @@ def mask_of(occluder: Occluder, size: int) -> NDArray[np.float32]:
     mask = np.zeros((size, size), np.uint8)
     for shape in occluder.shapes:
         cv2.fillPoly(mask, [np.rint(shape * size).astype(np.int32)], 255, cv2.LINE_AA)
-    alpha: NDArray[np.float32] = mask.astype(np.float32) / 255
-    return cv2.GaussianBlur(alpha, (0, 0), occluder.soft * size) if occluder.soft * size > 0.3 else alpha
+    alpha = mask.astype(np.float32) / np.float32(255)
+    if occluder.soft * size <= NO_BLUR_PX:
+        return alpha
+    blurred: NDArray[np.float32] = cv2.GaussianBlur(alpha, (0, 0), occluder.soft * size)
+    return blurred
 
 
 def hidden_shares(occluder: Occluder, size: int = 64) -> tuple[float, float]:
@@ -155,6 +165,13 @@ def _base_colour(rng: np.random.Generator, kind: Kind) -> NDArray[np.float64]:
         pale = ((172, 205, 222), (236, 238, 240), (30, 30, 34))
         return np.clip(np.array(pale[rng.integers(3)]) + rng.normal(0, 10, 3), 0, 255)
     return rng.uniform(0, 255, 3)
+
+
+def _lit(occluder: Occluder, crop: Image) -> NDArray[np.float32]:
+    """Its texture in the light of the crop."""
+    light = float(np.clip(crop.mean() / DAYLIGHT, DIMMEST, BRIGHTEST))
+    lit: NDArray[np.float32] = np.minimum(_texture(occluder, crop.shape[0]) * np.float32(light), 255)
+    return lit
 
 
 def _texture(occluder: Occluder, size: int) -> NDArray[np.float32]:
@@ -341,18 +358,20 @@ def cover_clip(clip: Path, out: Path, occluder: Occluder) -> int:
     return drawn
 
 
-def _over_face(picture: Image, square: Box, occluder: Occluder) -> Image:
+def _over_face(picture: Image, place: Box, occluder: Occluder) -> Image:
     """Only what lies within the crop's square is drawn on: an occluder has no shape outside of it."""
     height, width = picture.shape[:2]
-    side = max(2, round(square[2] - square[0]))
-    left, top = round(square[0]), round(square[1])
+    side = max(2, round(place[2] - place[0]))
+    left, top = round(place[0]), round(place[1])
     x0, y0, x1, y1 = max(0, left), max(0, top), min(width, left + side), min(height, top + side)
     if x1 <= x0 or y1 <= y0:
         return picture
     inside = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-    alpha = mask_of(occluder, side)[inside][:, :, None]
     out = picture.copy()
-    out[y0:y1, x0:x1] = np.rint(out[y0:y1, x0:x1] * (1 - alpha) + _texture(occluder, side)[inside] * alpha)
+    square = cv2.copyMakeBorder(
+        picture[y0:y1, x0:x1], y0 - top, top + side - y1, x0 - left, left + side - x1, cv2.BORDER_REPLICATE
+    )
+    out[y0:y1, x0:x1] = cover(square, occluder)[inside]
     return out
 
 

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from detectors.backbones import Architecture
+from detectors.backbones import HALVES, Architecture
 from detectors.crops import IMAGENET_MEAN, IMAGENET_STD, CropPolicy
+from detectors.readings import Visible
 from detectors.training.blends import Family
+from detectors.training.bridge import Positive
 from detectors.training.data import DFDC, Mix
 from detectors.training.losses import RECOGNITION_SCALE
 from detectors.training.start import IMAGENET
@@ -24,13 +26,16 @@ class Mode(StrEnum):
 
     pairs: cross-entropy, and each manipulated crop above its own original. binary: one loss of the logit
     alone. triplet: the features, by distances; head: BatchNorm1d and Linear over the frozen features of a
-    triplet run. average: nothing; the mean of several runs' weights is measured and exported.
+    triplet run. half: pairs, of which the network sees half a crop and learns from teachers that see all of
+    it (`detectors.training.bridge`). average: nothing; the mean of several runs' weights is measured and
+    exported.
     """
 
     PAIRS = "pairs"
     BINARY = "binary"
     TRIPLET = "triplet"
     HEAD = "head"
+    HALF = "half"
     AVERAGE = "average"
 
 
@@ -84,6 +89,7 @@ class Recipe:
     sources: dict[str, float]
     views: tuple[float, float] = (1.0, 1.0)
     min_width: int = 0
+    degraded: bool = True
     learning_rate: float = 0.0
     weight_decay: float = 0.0
     optimizer: Optimizer = Optimizer.ADAMW
@@ -107,6 +113,9 @@ class Recipe:
     distil_weight: float = 0.0
     triplets: Triplets = Triplets.RANDOM
     margin: float = 0.0
+    half: Visible | None = None
+    bridge_weight: float = 0.0
+    positive: Positive = Positive.SAME_FACE
 
     def architecture(self) -> Architecture:
         return Architecture(
@@ -116,12 +125,13 @@ class Recipe:
             self.mirrored,
             siamese=self.mode in (Mode.TRIPLET, Mode.HEAD),
             cosine_range=None if self.loss is Loss.CROSS_ENTROPY else 2 * RECOGNITION_SCALE,
+            half=self.half,
         )
 
     def mix(self) -> Mix:
         """What a batch is made of."""
         families = {Family(name): count for name, count in self.pairs.items() if name != DFDC}
-        return Mix(self.pairs.get(DFDC, 0), families, self.sources, self.views)
+        return Mix(self.pairs.get(DFDC, 0), families, self.sources, self.views, self.degraded)
 
     @property
     def authentic(self) -> tuple[str, ...]:
@@ -129,12 +139,21 @@ class Recipe:
         return tuple(name for name in self.sources if name != DFDC)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field; later ones only where they say something, so that a checkpoint from before them is
+        still its recipe's."""
+        record = asdict(self)
+        if self.mode is not Mode.HALF:
+            for name in LATER:
+                del record[name]
+        if self.degraded:
+            del record["degraded"]
+        return record
 
 
+LATER = ("half", "bridge_weight", "positive")
 EVERY = {"name", "version", "backbone", "attention_block", "dropout", "mirrored", "crop"}
 TRAINED = {"seed", "start", "pairs", "sources", "views", "min_width", "learning_rate", "weight_decay"}
-CHOICES = {"mode", "schedule", "optimizer", "sam_rho"}
+CHOICES = {"mode", "schedule", "optimizer", "sam_rho", "degraded"}
 """Every training may have them, none must."""
 TEACHING = {"teachers", "distil_temperature", "distil_weight"}
 """Optional, but all or none."""
@@ -143,6 +162,7 @@ OF_MODE = {
     Mode.BINARY: {"label_smoothing", "loss"},
     Mode.TRIPLET: {"triplets", "margin"},
     Mode.HEAD: {"label_smoothing"},
+    Mode.HALF: {"label_smoothing", "pair_weight", "half", "bridge_weight", "margin", *TEACHING},
 }
 OF_SCHEDULE = {
     Schedule.ONE_CYCLE: {"epochs", "budget_minutes", "warmup", "ema_decay", "early_epoch", "early_share"},
@@ -153,7 +173,7 @@ POSITIVE = (
     "distil_temperature", "patience",
 )  # fmt: skip
 SHARES = ("dropout", "warmup", "label_smoothing", "ema_decay", "early_share", "distil_weight")
-WEIGHTS = ("pair_weight", "mask_weight", "weight_decay", "min_width")
+WEIGHTS = ("pair_weight", "mask_weight", "bridge_weight", "weight_decay", "min_width")
 E = TypeVar("E", bound=StrEnum)
 
 
@@ -178,11 +198,14 @@ def _recipe(raw: dict[str, Any]) -> Recipe:
         "optimizer": _choice(raw, "optimizer", Optimizer.ADAMW),
         "loss": _choice(raw, "loss", Loss.CROSS_ENTROPY),
         "triplets": _choice(raw, "triplets", Triplets.RANDOM),
+        "positive": _choice(raw, "positive", Positive.SAME_FACE),
     }
     _check_fields(raw, Mode(choices["mode"]), Schedule(choices["schedule"]))
     _check_numbers(raw)
     policy = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | raw["crop"]
     values: dict[str, Any] = {"pairs": {}, "sources": {}} | raw | choices
+    if "half" in raw:
+        values["half"] = _half(raw["half"])
     values |= {name: tuple(raw[name]) for name in ("views", "teachers", "average") if name in raw}
     recipe = Recipe(**values | {"crop": CropPolicy.from_json(policy)})
     _check_mix(recipe)
@@ -196,6 +219,12 @@ def _choice(raw: dict[str, Any], name: str, default: E) -> E:
         raise RecipeError(f"{name}: {raw[name]!r}, expected one of {', '.join(type(default))}") from error
 
 
+def _half(given: Any) -> Visible:
+    if given not in HALVES:
+        raise RecipeError(f"half: {given!r}, expected {' or '.join(HALVES)}")
+    return Visible(given)
+
+
 def _check_fields(raw: dict[str, Any], mode: Mode, schedule: Schedule) -> None:
     known = {field.name for field in fields(Recipe)}
     if unknown := set(raw) - known:
@@ -205,6 +234,7 @@ def _check_fields(raw: dict[str, Any], mode: Mode, schedule: Schedule) -> None:
     else:
         needed = EVERY | TRAINED | OF_MODE[mode] | OF_SCHEDULE[schedule]
         allowed = CHOICES | (TEACHING if mode in (Mode.PAIRS, Mode.BINARY) else set())
+        allowed |= {"positive"} if mode is Mode.HALF else set()
         allowed |= {"patience"} if schedule is Schedule.PLATEAU else set()
     if foreign := set(raw) - needed - allowed:
         raise RecipeError(f"{min(foreign)}: no field of mode {mode} with schedule {schedule}")
@@ -219,6 +249,8 @@ def _check_numbers(raw: dict[str, Any]) -> None:
         value = raw.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise RecipeError(f"{name}: {value!r}, expected a number (in YAML 1.0e-5, with a point)")
+    if not isinstance(raw.get("degraded", True), bool):
+        raise RecipeError(f"degraded: {raw['degraded']!r}, expected true or false")
     for name in POSITIVE:
         if name in raw and not raw[name] > 0:
             raise RecipeError(f"{name}: {raw[name]}, expected more than 0")

@@ -10,22 +10,18 @@ import argparse
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from detectors.calibration import Calibration, CalibrationKind, ConformalSet
 from detectors.ensemble import Ensemble, load_ensemble, single
 from detectors.members import Member, load_member
 from detectors.mtcnn import MtcnnDetector
-from detectors.readings import Box, Quality, Reason
-from detectors.reference import reference_crops, reference_face
+from detectors.readings import Quality, Reason
 from detectors.training import explain, groups, robustness
 from detectors.training.blends import Face, Family, blend
 from detectors.training.calibrate import LEVEL, OPEN_PROBABILITY
@@ -39,7 +35,7 @@ from detectors.training.groups import Check
 from detectors.training.metrics import auc
 from detectors.training.probes import Pair, Probe, load_pairs, load_probes
 from detectors.training.robustness import CONDITIONS, Condition, Decision, Readings, by_crop
-from engines.engine import Engine, Network, build
+from detectors.training.served import served
 
 logger = logging.getLogger(__name__)
 
@@ -264,38 +260,6 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-class Served(nn.Module):
-    """A network on the engine that serves it at run time, several times as fast; its features are its own."""
-
-    def __init__(self, network: nn.Module, engine: Engine) -> None:
-        super().__init__()
-        self.network, self.engine = network, engine
-
-    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """As the network's: logits [N] and maps [N, h, w] of float32 [N, 3, S, S]."""
-        logits, maps = self.engine(faces)
-        return torch.from_numpy(logits), torch.from_numpy(maps)
-
-    def features(self, faces: Tensor) -> Tensor:
-        """As the network's: pooled features [N, C]."""
-        features: Tensor = self.network.features(faces)  # type: ignore[operator]
-        return features
-
-
-def served(member: Member, face: Box, threads: int, cache: Path) -> Member:
-    """The member on the first engine that agrees with its network on the portrait's `face`."""
-    engine = build(
-        Network(member.name, member.module, member.sha256),
-        order=("openvino", "eager"),
-        precision="fp32",
-        threads=threads,
-        cache_dir=cache,
-        reference=reference_crops(face, member.policy),
-        to_probability=member.calibration.probability,
-    )
-    return replace(member, module=Served(member.module, engine))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m detectors.training.report", description=__doc__)
@@ -312,11 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     chosen = parser.parse_args(arguments)
     try:
-        face = reference_face(MtcnnDetector())
-        with tempfile.TemporaryDirectory(prefix="unmask-report-") as cache:
-            members = [
-                served(load_member(name), face, chosen.threads, Path(cache)) for name in chosen.members
-            ]
+        members = served([load_member(name) for name in chosen.members], chosen.threads)
         ablation = read_rows(chosen.ablation) if chosen.ablation else {}
         shipped = read_rows(chosen.shipped) if chosen.shipped else {}
         sexes = groups.read_sexes(chosen.sex) if chosen.sex else {}

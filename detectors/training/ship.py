@@ -1,8 +1,8 @@
 """Members and their ensemble made ready to ship: weights exported, read on every set, calibrated, fused.
 
 `python -m detectors.training.ship --data DIR --cache DIR --out DIR RECIPE=RUN ...`, one pair of a recipe and
-the directory its training left for each member. Writes a member's directory each, `ensemble.json` beside
-them, and `shipped.json`, the figures that the choice rests on.
+the directory its training left for each member. Writes a member's directory each, its card and learning
+curve, `ensemble.json`, and `shipped.json`, the figures that the choice rests on.
 """
 
 import argparse
@@ -29,14 +29,17 @@ from detectors.training.calibrate import (
     fit_ensemble,
     operating_point,
 )
+from detectors.training.card import write_card
 from detectors.training.clips import load_clips
 from detectors.training.data import Faces, framed, load_authentic, load_faces, resized
+from detectors.training.evaluate import ClipScore, evaluate
 from detectors.training.export import TESTED_FOR, export_member, exported_weights, member_facts
 from detectors.training.metrics import auc, bootstrap_by_identity
 from detectors.training.objective import score
 from detectors.training.probes import Probe, load_probes
 from detectors.training.recipe import load_recipe
 from detectors.training.robustness import CONDITIONS
+from detectors.training.served import served
 from detectors.training.strangers import stranger_pairs
 
 logger = logging.getLogger(__name__)
@@ -121,26 +124,53 @@ def read_all(member: Member, data_dir: Path, cache: Path) -> Read:
 
 
 def _read(member: Member, data_dir: Path, cache: Path) -> dict[str, NDArray[np.float32]]:
-    def logits(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        read: NDArray[np.float32] = score(member.module, crops, member.policy)
-        return read
-
-    out = {"val": logits(resized(load_faces(data_dir, cache, "val").images, member.policy.size))}
+    out = {"val": read_val(member, data_dir, cache)}
     for name in SOURCES:
-        out[f"authentic/{name}"] = logits(load_authentic(data_dir, cache, name, member.policy, held_out=True))
+        crops = load_authentic(data_dir, cache, name, member.policy, held_out=True)
+        out[f"authentic/{name}"] = _logits(member, crops)
     probes = _authentic_probes(data_dir)
     for condition in WORSE:
         read = robustness.read([member], probes, CONDITIONS[condition], WORSE_SEED)
         out[f"worse/{condition}"] = read.logits[member.name]
-    families: dict[str, list[NDArray[np.float32]]] = {}
-    for found in stranger_pairs(data_dir, cache, each=EACH_STRANGER):
-        both = [logits(framed(crops, found.side, member.policy)) for crops in (found.real, found.fake)]
-        families.setdefault(found.family, []).extend(both)
-    out |= {f"strangers/{family}": np.concatenate(parts) for family, parts in families.items()}
+    strangers = read_strangers(member, data_dir, cache)
+    out |= {f"strangers/{family}": logits for family, logits in strangers.items()}
     for label in CLIP_CLASSES:
         for clip in load_clips(data_dir / "clips" / label, cache, member.policy):
-            out[f"clips/{label} {clip.name}"] = logits(clip.faces)
+            out[f"clips/{label} {clip.name}"] = _logits(member, clip.faces)
     return out
+
+
+def read_val(member: Member, data_dir: Path, cache: Path) -> NDArray[np.float32]:
+    """Logits [N] of all validation crops."""
+    return _logits(member, resized(load_faces(data_dir, cache, "val").images, member.policy.size))
+
+
+def read_strangers(member: Member, data_dir: Path, cache: Path) -> dict[str, NDArray[np.float32]]:
+    """Logits by family of strangers, in the order of `stranger_truth`."""
+    families: dict[str, list[NDArray[np.float32]]] = {}
+    for found in stranger_pairs(data_dir, cache, each=EACH_STRANGER):
+        for crops in (found.real, found.fake):
+            families.setdefault(found.family, []).append(
+                _logits(member, framed(crops, found.side, member.policy))
+            )
+    return {family: np.concatenate(parts) for family, parts in families.items()}
+
+
+def stranger_truth(data_dir: Path, cache: Path) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Labels and people by family of strangers."""
+    families: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
+    for found in stranger_pairs(data_dir, cache, each=EACH_STRANGER):
+        labels = np.repeat(np.array([0, 1]), len(found.identity))
+        families.setdefault(found.family, []).append((labels, np.tile(found.identity, 2)))
+    return {
+        family: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+        for family, parts in families.items()
+    }
+
+
+def _logits(member: Member, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    read: NDArray[np.float32] = score(member.module, crops, member.policy)
+    return read
 
 
 def _authentic_probes(data_dir: Path) -> list[Probe]:
@@ -149,10 +179,6 @@ def _authentic_probes(data_dir: Path) -> list[Probe]:
 
 def truth(data_dir: Path, cache: Path, clips: Sequence[str]) -> Truth:
     """Labels and people in the order of `read_all`."""
-    strangers: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
-    for found in stranger_pairs(data_dir, cache, each=EACH_STRANGER):
-        labels = np.repeat(np.array([0, 1]), len(found.identity))
-        strangers.setdefault(found.family, []).append((labels, np.tile(found.identity, 2)))
     probes = _authentic_probes(data_dir)
     people = np.array([probe.identity for probe in probes])
     passing = {}
@@ -162,10 +188,7 @@ def truth(data_dir: Path, cache: Path, clips: Sequence[str]) -> Truth:
     return Truth(
         load_faces(data_dir, cache, "val"),
         {condition: (passes, people) for condition, passes in passing.items()},
-        {
-            family: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
-            for family, parts in strangers.items()
-        },
+        stranger_truth(data_dir, cache),
         {name: CLIP_CLASSES[name.split(" ")[0]] for name in clips},
     )
 
@@ -173,11 +196,6 @@ def truth(data_dir: Path, cache: Path, clips: Sequence[str]) -> Truth:
 def figures(read: Read, known: Truth) -> dict[str, Any]:
     """AUC of one member (or of a fusion) on every set, with intervals over people."""
     faces = known.faces
-
-    def measured(logits: NDArray[Any], labels: NDArray[np.int64], who: NDArray[np.int64]) -> dict[str, Any]:
-        interval = bootstrap_by_identity(lambda i: auc(logits[i], labels[i]), who, draws=500)
-        return {"auc": auc(logits, labels), "interval": interval}
-
     clips = {name: float(logits.mean()) for name, logits in read.clips.items() if len(logits)}
     return {
         "val": measured(read.val, faces.labels, faces.identity),
@@ -189,6 +207,12 @@ def figures(read: Read, known: Truth) -> dict[str, Any]:
         ),
         "clips": clips,
     }
+
+
+def measured(logits: NDArray[Any], labels: NDArray[np.int64], who: NDArray[np.int64]) -> dict[str, Any]:
+    """`auc` and its 95 % `interval` over people."""
+    interval = bootstrap_by_identity(lambda i: auc(logits[i], labels[i]), who, draws=500)
+    return {"auc": auc(logits, labels), "interval": interval}
 
 
 def calibrated(read: Read, known: Truth) -> tuple[Calibration, dict[str, Any]]:
@@ -241,7 +265,7 @@ def ship(
     out.mkdir(parents=True, exist_ok=True)
     members = [export_run(recipe, run, out) for recipe, run in pairs]
     reads = {}
-    for member in members:
+    for member in served(members):
         on_progress(f"reading every set with {member.name}")
         reads[member.name] = read_all(member, data_dir, cache)
     known = truth(data_dir, cache, list(next(iter(reads.values())).clips))
@@ -257,12 +281,30 @@ def ship(
             calibration,
             member_facts(recipe) | {"metrics": summary},
         )
+        metrics = evaluate(
+            read.val,
+            known.faces,
+            calibration,
+            dict(read.authentic),
+            _clip_scores(member, read, data_dir, cache),
+        )
+        write_card(out, recipe, run, member, metrics | {"calibration": found["calibration"]})
         report["members"][member.name] = found
         on_progress(f"{member.name}: validation AUC {found['val']['auc']:.4f}")
     if len(members) > 1:
         report["ensemble"] = _ensemble(members, reads, known, out)
     (out / "shipped.json").write_text(json.dumps(report, indent=2, default=float) + "\n")
     return report
+
+
+def _clip_scores(member: Member, read: Read, data_dir: Path, cache: Path) -> dict[str, list[ClipScore]]:
+    return {
+        label: [
+            ClipScore(clip.name, read.clips[f"{label} {clip.name}"], clip.sampled)
+            for clip in load_clips(data_dir / "clips" / label, cache, member.policy)
+        ]
+        for label in CLIP_CLASSES
+    }
 
 
 def _ensemble(

@@ -14,9 +14,10 @@ from detectors.calibration import Calibration
 from detectors.crops import CropKind, CropPolicy, crop, to_tensor
 from detectors.members import Member
 from detectors.mtcnn import MtcnnDetector
+from detectors.occlusion import Hidden
 from detectors.quality import QualityLimits, measure
 from detectors.reader import FaceReader, Role, Runner
-from detectors.readings import Image, Reason
+from detectors.readings import Image, Reason, Visible
 from detectors.reference import portrait, reference_crops, reference_face
 from engines.eager import EagerEngine
 
@@ -319,6 +320,95 @@ def test_heavy_members_read_only_when_asked_and_only_good_faces(detector: MtcnnD
         assert (after.detection, after.quality) == (before.detection, before.quality)
     assert made.has_heavy
     assert not reader(detector).has_heavy
+
+
+def half_member(name: str, half: Visible) -> Member:
+    return replace(member(name, TIGHT), record={"architecture": {"half": half.value}})
+
+
+def answering(reader: FaceReader, *answers: Hidden) -> FaceReader:
+    """The same reader whose estimate says this of the faces, in turn."""
+    told = iter(answers)
+    reader._estimate = lambda _: next(told)  # type: ignore[assignment]
+    return reader
+
+
+WHOLE, MASKED, BLINDED, GONE = Hidden(0.1, 0.2), Hidden(0.1, 0.9), Hidden(0.8, 0.3), Hidden(0.9, 0.7)
+
+
+def test_a_covered_face_is_read_by_the_member_for_its_visible_half(detector: MtcnnDetector) -> None:
+    voters = [Runner(member("voter", TIGHT), Counting(1.0))]  # type: ignore[arg-type]
+    upper = Counting(7.0)
+    halves = [Runner(half_member("upper", Visible.UPPER), upper, Role.HALF)]  # type: ignore[arg-type]
+    pictures = [frame(2), frame(2)]
+    plain = made_of(detector, voters).read(pictures)
+    made = answering(made_of(detector, voters + halves), WHOLE, MASKED, BLINDED, GONE)
+    (first, masked), (blinded, gone) = made.read(pictures)
+    assert upper.batches == [1]
+    assert "covered" not in first.quality.parts
+    assert (first.fused, first.logits, first.quality, first.visible, first.half) == (
+        plain[0][0].fused, plain[0][0].logits, plain[0][0].quality, Visible.BOTH, ""
+    )  # fmt: skip
+    assert (masked.visible, masked.half) == (Visible.UPPER, "upper")
+    assert masked.fused == masked.logits["upper"] == pytest.approx(masked.logits["voter"] + 6)
+    assert masked.logits["voter"] == plain[0][1].logits["voter"]
+    assert masked.quality.parts["covered"] == 0.1
+    assert masked.quality.reasons == plain[0][1].quality.reasons
+    assert set(masked.maps) == {"upper"}
+    for face, before, visible in (
+        (blinded, plain[1][0], Visible.LOWER),
+        (gone, plain[1][1], Visible.NEITHER),
+    ):
+        assert (face.visible, face.half, face.fused) == (visible, "", before.fused)
+        assert set(face.quality.reasons) == {Reason.OCCLUSION, *before.quality.reasons}
+        assert face.logits == before.logits
+    assert [(used.name, used.faces) for used in made.usage()] == [("voter", 4), ("upper", 1)]
+
+
+def test_without_a_half_member_a_covered_face_is_not_decided(detector: MtcnnDetector) -> None:
+    made = answering(reader(detector), WHOLE, MASKED)
+    (whole,), (masked,) = made.read([frame(1), frame(1)])
+    assert masked.fused == whole.fused
+    assert masked.quality.reasons == (Reason.OCCLUSION, *whole.quality.reasons)
+    assert masked.quality.parts["covered"] == 0.9
+    assert masked.quality.weight < whole.quality.weight
+
+
+def test_a_limit_of_0_asks_nobody(detector: MtcnnDetector) -> None:
+    runners = [Runner(member("voter", TIGHT), Counting())]  # type: ignore[arg-type]
+    picture = frame(1)
+    picture[0][200:] = 90  # everything below the eyes
+    off = FaceReader(detector, runners, mean, QualityLimits(max_covered=0), 8, 4, False)
+    for face in off.read_crops([picture[0][:, :600]]):
+        assert face.visible is Visible.BOTH
+        assert Reason.OCCLUSION not in face.quality.reasons
+
+
+def test_heavy_members_leave_half_read_faces_alone(detector: MtcnnDetector) -> None:
+    runners = [
+        Runner(member("voter", TIGHT), Counting()),  # type: ignore[arg-type]
+        Runner(member("heavy", WIDE), Counting(), Role.HEAVY),  # type: ignore[arg-type]
+        Runner(half_member("upper", Visible.UPPER), Counting(3.0), Role.HALF),  # type: ignore[arg-type]
+    ]
+    made = answering(made_of(detector, runners), MASKED, WHOLE)
+    picture = frame(2)
+    (faces,) = made.read([picture])
+    masked, whole = made.deepen(picture[0], faces)
+    assert masked.logits == faces[0].logits
+    assert masked.fused == faces[0].fused
+    assert "heavy" in whole.logits
+
+
+def test_half_members_read_one_half_each(detector: MtcnnDetector) -> None:
+    voter = Runner(member("voter", TIGHT), Counting())  # type: ignore[arg-type]
+    upper = half_member("upper", Visible.UPPER)
+    for members, sentence in (
+        ((member("whole", TIGHT),), "whole reads whole faces"),
+        ((upper, replace(upper, name="again")), "upper and again both read the upper half"),
+    ):
+        halves = [Runner(one, Counting(), Role.HALF) for one in members]  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=sentence):
+            made_of(detector, [voter, *halves])
 
 
 def test_a_heavy_member_that_fails_says_so(detector: MtcnnDetector) -> None:

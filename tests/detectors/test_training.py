@@ -37,6 +37,9 @@ from detectors.training.spread import between_identities, within_tracks
 
 RECIPES = Path(__file__).parents[2] / "detectors" / "training" / "recipes"
 SHIPPED_RECIPE = RECIPES / "lite0-att-dfdc.yaml"
+MEMBERS_RECIPES = [
+    path for path in RECIPES.glob("*.yaml") if path != FOLD_FILE and not path.stem.startswith("expression-")
+]
 
 if os.environ.get("UNMASK_REQUIRE_ALL") != "1":
     pytest.importorskip(
@@ -110,7 +113,7 @@ def test_one_cycle_rises_and_falls() -> None:
 # -- recipes
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES.glob("*.yaml") if p != FOLD_FILE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MEMBERS_RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem

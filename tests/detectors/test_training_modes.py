@@ -65,6 +65,10 @@ MODES: dict[str, dict[str, Any]] = {
     "distilled": ONE_CYCLE
     | PAIRS
     | {"teachers": ["teacher"], "distil_temperature": 2.0, "distil_weight": 0.7},
+    "half": ONE_CYCLE
+    | {"mode": "half", "half": "upper", "label_smoothing": 0.05, "pair_weight": 0.2}
+    | {"teachers": ["teacher"], "distil_temperature": 4.0, "distil_weight": 0.7}
+    | {"bridge_weight": 1.0, "margin": 0.2},
     "binary": PLATEAU | {"mode": "binary", "label_smoothing": 0.0, "loss": "cross_entropy"},
     "ArcFace": PLATEAU | {"mode": "binary", "label_smoothing": 0.0, "loss": "arcface"},
     "AM-Softmax": ONE_CYCLE | {"mode": "binary", "label_smoothing": 0.0, "loss": "am_softmax"},
@@ -74,7 +78,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-KILLED = ("pairs, SAM, mask head", "distilled", "ArcFace", "triplet", "batch-hard", "head")
+KILLED = ("pairs, SAM, mask head", "distilled", "half", "ArcFace", "triplet", "batch-hard", "head")
 """The others go the same ways."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 
+from detectors.cues.follow import Follower
 from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
 from stream.cascade import Heavy
@@ -56,6 +57,7 @@ class Detect:
         self.evidence = EvidenceStore(folder / "evidence", self.clock)
         self.metrics = Metrics()
         self.heavy: Heavy | None = None
+        self.follower: Follower | None = None
         self._runs = 0
 
     def list_source(self, stream: str, **entry: Any) -> None:
@@ -99,6 +101,7 @@ class Detect:
             self.metrics,
             member=f"detect-{self._runs}",
             heavy=self.heavy,
+            follower=self.follower,
         )
 
     def run(

@@ -1,6 +1,7 @@
 """Settings become a reader that works, or one sentence says what is wrong with the weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ from safetensors.torch import save_file
 
 from detectors.backbones import Architecture, FaceNetwork
 from detectors.calibration import Calibration, CalibrationKind, Scale
-from detectors.crops import CropKind, CropPolicy
+from detectors.crops import CropKind, CropPolicy, crop
+from detectors.mtcnn import MtcnnDetector
+from detectors.occlusion import POLICY
 from detectors.reader import Role
-from detectors.reference import portrait
+from detectors.readings import Reason, Visible
+from detectors.reference import portrait, reference_face
 from detectors.registry import file_sha256
 from engines import engine
 from engines.engine import Engine, Network
 from stream import networks
 from stream.assemble import build_reader, data_folder, open_log
 from stream.clock import FakeClock
-from stream.config import Config, Engines, Members
+from stream.config import Config, Engines, Members, QualityGate
 from stream.errors import Code, UnmaskError
 from stream.log import TopicPartition, TopicSpec
 from stream.networks import load_cast
@@ -30,9 +34,11 @@ TIGHT = CropPolicy(CropKind.TIGHT, size=32, side=0.8)
 SQUARE = CropPolicy(CropKind.MARGIN_SQUARE, size=48, side=0.2, top=0.4)
 
 
-def make(folder: Path, name: str, policy: CropPolicy = TIGHT, seed: int = 2) -> Path:
+def make(
+    folder: Path, name: str, policy: CropPolicy = TIGHT, seed: int = 2, half: Visible | None = None
+) -> Path:
     """Write a member with random weights."""
-    architecture = Architecture("test_efficientnet", attention_block=1)
+    architecture = Architecture("test_efficientnet", attention_block=1, half=half)
     torch.manual_seed(seed)
     directory = folder / name
     directory.mkdir()
@@ -57,10 +63,14 @@ def settings(
     *members: Path | str,
     shadow: tuple[Path | str, ...] = (),
     heavy: tuple[Path | str, ...] = (),
+    half: tuple[Path | str, ...] = (),
     deterministic: bool = False,
 ) -> Config:
     named = Members(
-        names=tuple(map(str, members)), shadow=tuple(map(str, shadow)), heavy=tuple(map(str, heavy))
+        names=tuple(map(str, members)),
+        shadow=tuple(map(str, shadow)),
+        heavy=tuple(map(str, heavy)),
+        half=tuple(map(str, half)),
     )
     return Config(engines=Engines(order=("eager",)), members=named, deterministic=deterministic)
 
@@ -153,6 +163,39 @@ def test_heavy_members_wait_to_be_asked_where_somebody_waits(
         assert whole.logits == pytest.approx(deeper.logits, abs=1e-4)
         assert whole.fused == pytest.approx(deeper.fused, abs=1e-4)
         assert always.heavy is None
+
+
+def test_a_face_behind_a_mask_goes_to_the_member_for_its_upper_half(tmp_path: Path) -> None:
+    one, upper = make(tmp_path, "one"), make(tmp_path, "up", seed=3, half=Visible.UPPER)
+    masked = crop(portrait(), reference_face(MtcnnDetector(40, 0.9)), POLICY.at_size(192))
+    masked[96:] = (180, 205, 220)
+    plain = build_reader(settings(one))
+    (alone,) = plain.reader.read_crops([masked])
+    assert (alone.visible, alone.half) == (Visible.UPPER, "")
+    assert Reason.OCCLUSION in alone.quality.reasons
+    routed = build_reader(settings(one, half=(upper,)))
+    (face,) = routed.reader.read_crops([masked])
+    assert (face.half, face.fused) == ("up", face.logits["up"])
+    assert face.logits["one"] == alone.logits["one"]
+    assert Reason.OCCLUSION not in face.quality.reasons
+    assert routed.calibration.of("up").scales == CALIBRATION.scales
+    assert replace(routed.calibration, halves={}) == plain.calibration
+    assert [model.name for model in routed.provenance.models] == ["one", "up"]
+
+
+def test_half_members_are_named_where_they_belong(tmp_path: Path) -> None:
+    one, upper = make(tmp_path, "one"), make(tmp_path, "up", seed=3, half=Visible.UPPER)
+    again = make(tmp_path, "again", seed=4, half=Visible.UPPER)
+    for config, sentence in (
+        (settings(one, upper), "up reads the upper half alone; it belongs in members.half"),
+        (settings(one, half=(one,)), "one reads whole faces; it belongs in members.names"),
+        (settings(one, half=(upper, again)), "two of them read the same half"),
+    ):
+        with pytest.raises(UnmaskError, match=sentence) as caught:
+            load_cast(config)
+        assert caught.value.code is Code.CONFIG
+    off = settings(one, half=(upper,)).model_copy(update={"quality": QualityGate(max_covered=0)})
+    assert load_cast(off).halves == ()
 
 
 def test_a_published_member_that_was_not_pulled_is_one_sentence(tmp_path: Path) -> None:

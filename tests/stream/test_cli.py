@@ -25,6 +25,7 @@ COMMANDS = (
     "demo",
     "score",
     "evaluate",
+    "evaluate-expression",
     "calibrate",
     "coverage",
     "train",
@@ -66,7 +67,8 @@ def test_every_command_is_tested() -> None:
 def test_examples_parse() -> None:
     """Every `unmask ...` in a help text is accepted by the parser: its options and arguments exist."""
     for command in COMMANDS:
-        example = re.findall(r"(?:^ +|&& )unmask (\w+)((?: [^&\n]+)?)", call(command, "--help").output, re.M)
+        shown = call(command, "--help").output
+        example = re.findall(r"(?:^ +|&& )unmask ([\w-]+)((?: [^&\n]+)?)", shown, re.M)
         assert example
         for name, arguments in example:
             options = set(re.findall(r"--\w+", arguments))

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from detectors.calibration import Calibration, CalibrationKind, Scale
-from detectors.readings import FaceReading, Image, Quality, Reason
+from detectors.cues import Cue, missing
+from detectors.late import MOST, Late, Weighed
+from detectors.readings import Box, FaceReading, Image, Quality, Reason
 from stream import score
 from stream.alerts import Model, Provenance
 from stream.config import Config
@@ -284,7 +286,7 @@ def test_several_members_and_shadows_are_shown(scorer: Scorer, tmp_path: Path) -
 def test_run_writes_a_line_per_file_and_returns_the_code(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool, missing: bool, code: int
 ) -> None:
-    monkeypatch.setattr(score, "assembled", lambda settings, scratch: scorer)
+    monkeypatch.setattr(score, "assembled", lambda settings, scratch, tell_cues: scorer)
     paths = [save(tmp_path / "a.png", draw(0, RED)), *([tmp_path / "none.png"] if missing else [])]
     out = io.StringIO()
     assert score.run(Config(), paths, False, as_json, out) == code
@@ -293,3 +295,50 @@ def test_run_writes_a_line_per_file_and_returns_the_code(
         assert [result["path"] for result in written] == [str(path) for path in paths]
     else:
         assert "not scored" in out.getvalue()
+
+
+FINDS = Late((Weighed("benford", 1.0, 0.0, 1.0, MOST, {"gain": 0.01}),))
+
+
+def cued(tmp_path: Path, late: Late) -> Scorer:
+    """A scorer whose still cue says 1 of large faces."""
+
+    def read(picture: Image, box: Box) -> Cue:
+        return Cue("benford", 0.5) if picture.size > 1000 else missing("benford", "the face is too small")
+
+    return Scorer(
+        Config(), CropReader(), CALIBRATION, PROVENANCE, tmp_path / "scratch", still_cue=read, late=late
+    )
+
+
+def test_a_still_says_the_cue_or_why_there_is_none(tmp_path: Path) -> None:
+    found = save(tmp_path / "red.png", draw(0, RED))
+    empty = save(tmp_path / "empty.png", draw(0, None))
+    small = save(tmp_path / "small.png", draw(0, RED)[:8, :8])
+    first, second = cued(tmp_path, Late()).score([found, empty], crops=False)
+    assert first["tracks"][0]["cues"] == first["cues"] == {"benford": {"value": 0.5}}
+    assert second["cues"] == {"benford": {"reason": "no face was found"}}
+    assert "    cue benford: +0.50" in lines(first)
+    (crop,) = cued(tmp_path, Late()).score([small], crops=True)
+    assert crop["tracks"][0]["cues"] == {"benford": {"reason": "the face is too small"}}
+
+
+def test_a_cue_with_a_say_shifts_a_still(tmp_path: Path) -> None:
+    path = save(tmp_path / "red.png", draw(0, RED))
+    (plain,) = make(tmp_path, CropReader()).score([path], crops=False)
+    (told,) = cued(tmp_path, Late()).score([path], crops=False)
+    (moved,) = cued(tmp_path, FINDS).score([path], crops=False)
+    assert "cues" not in plain
+    assert told["probability"] == plain["probability"] < moved["probability"]
+    assert moved["cues"] == {"benford": {"value": 0.5, "shift": 0.5}}
+    assert "    cue benford: +0.50 (adds +0.50 to the log odds)" in lines(moved)
+
+
+def test_a_video_says_that_the_cue_is_for_stills(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, 6.0)
+    (plain,) = make(tmp_path, CropReader()).score([clip], crops=False)
+    (told,) = cued(tmp_path, FINDS).score([clip], crops=False)
+    reason = "for stills only: a video codec has rewritten the coefficients"
+    assert told["cues"]["benford"] == told["tracks"][0]["cues"]["benford"] == {"reason": reason, "shift": 0.0}
+    assert (told["verdict"], told["probability"]) == (plain["verdict"], plain["probability"])

@@ -64,6 +64,16 @@ def test_three_ways(logit: float, verdict: Verdict, reasons: tuple[Reason, ...])
     assert judgement.probability == pytest.approx(1 / (1 + math.exp(-logit)))
 
 
+def test_half_a_face_is_judged_by_the_calibration_of_who_read_it() -> None:
+    own = replace(CALIBRATION, scales=(replace(CALIBRATION.scales[0], temperature=3.0),))
+    with_half = replace(CALIBRATION, halves={"upper": own})
+    assert judge(looked(6.0), with_half, SETTINGS) == judge(looked(6.0), CALIBRATION, SETTINGS)
+    covered = judge(looked(6.0, half="upper"), with_half, SETTINGS)
+    assert covered == judge(looked(6.0), own, SETTINGS)
+    assert covered.verdict is Verdict.INCONCLUSIVE
+    assert "halves" not in with_half.to_json()
+
+
 def test_a_strong_score_that_is_not_well_founded_accuses_nobody() -> None:
     wide = replace(CALIBRATION, tau=2.0)
     judgement = judge(looked(3.0), wide, SETTINGS)

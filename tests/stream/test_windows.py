@@ -54,6 +54,36 @@ def test_the_mean_is_weighted_by_quality_and_leaves_out_what_is_not_good() -> No
     assert (found.span_us, found.first_us, found.last_us) == (SECOND, 0, 2 * SECOND)
 
 
+def test_logits_of_different_readers_are_never_averaged() -> None:
+    #   ensemble: -4 -4 | half a face: 9 9 9 | and again the ensemble: -4 -4
+    whole = [sample(seconds, -4.0) for seconds in (0, 1, 5, 6)]
+    halves = [replace(sample(seconds, 9.0), half="upper") for seconds in (2, 3, 4)]
+    found = estimate(sorted([*whole, *halves], key=lambda one: one.media_us))
+    assert found is not None
+    assert (found.logit, found.half, found.good, found.samples) == (-4.0, "", 4, 7)
+    mostly = estimate([whole[0], *halves])
+    assert mostly is not None
+    assert (mostly.logit, mostly.half, mostly.good, mostly.span_us) == (9.0, "upper", 3, 2 * SECOND)
+    even = estimate([*whole[:2], *halves[:2]])
+    assert even is not None
+    assert even.half == ""
+    pooled = pooled_sample([whole[0], replace(halves[0], media_us=0), replace(halves[1], media_us=0)])
+    assert (pooled.fused, pooled.half) == (9.0, "upper")
+
+
+def test_who_read_a_face_survives_being_kept() -> None:
+    window = Window(10 * SECOND)
+    window.add(sample(0, -4.0))
+    window.add(replace(sample(1, 2.0), half="upper"))
+    rows = window.state()
+    assert [len(row) for row in rows] == [5, 6]
+    again = Window(10 * SECOND)
+    again.restore(rows)
+    assert again.samples() == window.samples()
+    read = sample_of(replace(face(1.0), logits={"m": -3.0, "upper": 1.0}, half="upper"), 0)
+    assert (read.half, read.members) == ("upper", {"upper": 1.0})
+
+
 def test_looking_closer_does_not_count_more() -> None:
     #   every half second: -2 -2 -2 -2 | then eight a second for a second: 6 6 6 6 6 6 6 6 | -2 -2
     calm = [sample(index / 2, -2.0) for index in range(4)]
