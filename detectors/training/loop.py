@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from detectors.training.data import (
 from detectors.training.hardware import Hardware, choose_hardware, keep_freed_memory, make_deterministic
 from detectors.training.layout import check_layout, check_strangers
 from detectors.training.objective import Inputs, Objective
+from detectors.training.pace import Pace, Progress
 from detectors.training.prefetch import prefetched
 from detectors.training.recipe import Mode, Optimizer, Recipe, Schedule, load_recipe
 from detectors.training.sam import at_the_worst_nearby, frozen_statistics
@@ -36,24 +37,10 @@ from detectors.training.start import begin
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_S = 180.0
-"""A kill costs at most three minutes; a checkpoint of 50 MB takes a tenth of a second."""
-LOG_S = 20.0
 GRADIENT_CLIP = 5.0
 SGD_MOMENTUM = 0.9
 """Shiohara and Yamasaki, "Detecting Deepfakes with Self-Blended Images"."""
 FORMAT = 2
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint remembers besides the tensors. `loss_sum` is over `loss_steps` since validation."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -112,7 +99,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out_dir, self.material, self.mix = recipe, out_dir, material, recipe.mix()
         self.hardware, self.threads = hardware, threads
-        self.clock, self.on_progress = clock, on_progress
+        self.on_progress = on_progress
         known = len(material.faces.pairs())
         self.per_epoch = known // self.mix.pairs
         if not self.per_epoch:
@@ -132,32 +119,16 @@ class _Run:
         self.scaler = hardware.scaler()
         self.plateau = Plateau(recipe.learning_rate) if plateau else None
         self.crops = len(check.labels)
-        self.progress = _Progress()
+        self.pace = Pace(self.steps, recipe.budget_minutes, self.validate_every, clock)
         self._resume()
 
+    @property
+    def progress(self) -> Progress:
+        return self.pace.progress
+
     def finish(self) -> dict[str, Any]:
-        state = self.progress
-        base_s, started = state.elapsed_s, self.clock()
-        saved = logged = started
-        first_step = state.step
-        for batch in self._batches():
-            if self._done():
-                break
-            loss = self._step(batch)
-            now = self.clock()
-            state.elapsed_s = base_s + now - started
-            if now - logged >= LOG_S:
-                self.on_progress(self._line((state.step - first_step) / (now - started), loss))
-                logged = now
-            if state.step % self.validate_every == 0:
-                self._validate()
-                state.elapsed_s = base_s + self.clock() - started
-            if now - saved >= CHECKPOINT_S:
-                self._save()
-                saved = now
-        if state.loss_steps:
-            self._validate()
-        self._save()
+        batches = self._batches()
+        self.pace.run(self._done, lambda: self._step(next(batches)), self._validate, self._save, self._log)
         return self._record()
 
     def _batches(self) -> Iterator[Batch]:
@@ -172,24 +143,17 @@ class _Run:
         return prefetched(make, self.progress.step, loaders)
 
     def _done(self) -> bool:
-        if self.progress.step >= self.steps or self._share() >= 1:
+        if self.pace.share() >= 1:
             return True
         if self.plateau is None:
             return False
         patience = self.recipe.patience
         return self.plateau.exhausted or (patience is not None and self.plateau.stale >= patience)
 
-    def _share(self) -> float:
-        """How much of the schedule is spent, 0..1: by steps, or by time when that is further."""
-        share = self.progress.step / self.steps
-        if self.recipe.budget_minutes is not None:
-            share = max(share, self.progress.elapsed_s / (60 * self.recipe.budget_minutes))
-        return min(1.0, share)
-
     def _rate(self) -> float:
         if self.plateau is not None:
             return self.plateau.rate
-        return self.recipe.learning_rate * one_cycle(self._share(), self.recipe.warmup)
+        return self.recipe.learning_rate * one_cycle(self.pace.share(), self.recipe.warmup)
 
     def _step(self, batch: Batch) -> float:
         state, trained = self.progress, self.objective.trained()
@@ -209,11 +173,7 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update(self.network, state.step)
-        state.step += 1
-        if not math.isfinite(value):
-            raise FloatingPointError(f"step {state.step}: the loss is {value}; lower the learning rate")
-        state.loss_sum += value
-        state.loss_steps += 1
+        state.learned(value)
         return value
 
     def _backward(self, inputs: Inputs) -> float:
@@ -223,17 +183,16 @@ class _Run:
 
     def _validate(self) -> None:
         state = self.progress
-        rate, train_loss = self._rate(), state.loss_sum / state.loss_steps
+        rate, train_loss = self._rate(), state.mean_loss()
         self.judged.load_state_dict(self.average.tensors)
         row = {
             "step": state.step,
             "epoch": state.step / self.per_epoch,
             "minutes": state.elapsed_s / 60,
-            "schedule": self._share(),
+            "schedule": self.pace.share(),
             "learning_rate": rate,
             "train_loss": train_loss,
         } | self.objective.validate(self.judged)
-        state.loss_sum, state.loss_steps = 0.0, 0
         state.history.append(row)
         replace_file(self.out_dir / "average.pt", self.average.tensors)
         if state.step == self.recipe.early_epoch * self.per_epoch:
@@ -258,15 +217,11 @@ class _Run:
             "history": self.progress.history,
         }
 
-    def _line(self, steps_per_s: float, loss: float) -> str:
-        state = self.progress
-        left = (self.steps - state.step) / steps_per_s / 60
-        if self.recipe.budget_minutes is not None:
-            left = min(left, self.recipe.budget_minutes - state.elapsed_s / 60)
-        return (
-            f"step {state.step}/{self.steps} ({100 * self._share():.1f} % of the schedule), loss {loss:.4f}, "
-            f"{steps_per_s * 2 * self.mix.pairs:.1f} crops/s, "
-            f"{'at most ' if self.plateau else ''}{left:.0f} min left"
+    def _log(self, steps_per_s: float, loss: float) -> None:
+        self.on_progress(
+            f"step {self.progress.step}/{self.steps} ({100 * self.pace.share():.1f} % of the schedule), "
+            f"loss {loss:.4f}, {steps_per_s * 2 * self.mix.pairs:.1f} crops/s, "
+            f"{'at most ' if self.plateau else ''}{self.pace.minutes_left(steps_per_s):.0f} min left"
         )
 
     def _save(self) -> None:
@@ -301,7 +256,7 @@ class _Run:
         self.scaler.load_state_dict(saved["scaler"])
         if saved["plateau"] is not None:
             self.plateau = Plateau(**saved["plateau"])
-        self.progress = _Progress(**saved["progress"])
+        self.pace.progress = Progress(**saved["progress"])
         self.on_progress(f"going on from step {self.progress.step}")
 
 

@@ -243,7 +243,7 @@ def test_interrupted_run_ends_with_the_same_weights(
     train_faces = load_votes([data / "ferplus_train.csv"])
     material = lesson(recipe, train_faces, load_votes([data / "ferplus_val.csv"]), None)
     assert len(material.train.images) == 33
-    monkeypatch.setattr("detectors.training.expression.loop.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("detectors.training.pace.CHECKPOINT_S", 0.0)
 
     def run(folder: Path, stop_at: int | None, seed: int = 1) -> dict[str, torch.Tensor]:
         ticks = iter(range(10**6))

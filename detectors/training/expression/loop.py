@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from detectors.training.expression.ferplus import NONE, Voted, agreed, distribut
 from detectors.training.expression.objective import Told, objective
 from detectors.training.expression.recipe import Labels, NetworkRecipe
 from detectors.training.hardware import Hardware
-from detectors.training.loop import CHECKPOINT_S, GRADIENT_CLIP, LOG_S, decayed, replace_file
+from detectors.training.loop import GRADIENT_CLIP, decayed, replace_file
+from detectors.training.pace import Pace, Progress
 from detectors.training.schedule import one_cycle
 
 FORMAT = 1
@@ -38,17 +39,6 @@ class Lesson:
     train: Voted
     told: Told
     check: Voted
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint remembers besides the tensors. `loss_sum` is over `loss_steps` since validation."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def is_finished(folder: Path) -> bool:
@@ -125,7 +115,7 @@ class _Run:
         on_progress: Callable[[str], None],
     ) -> None:
         self.recipe, self.seed, self.folder, self.lesson = recipe, seed, folder, lesson
-        self.hardware, self.clock, self.on_progress = hardware, clock, on_progress
+        self.hardware, self.on_progress = hardware, on_progress
         self.count = len(lesson.train.images)
         self.per_epoch = self.count // recipe.batch
         if not self.per_epoch:
@@ -139,47 +129,25 @@ class _Run:
         self.average = Average(self.network, recipe.ema_decay)
         self.optimizer = torch.optim.AdamW(decayed(network, recipe.weight_decay), lr=recipe.learning_rate)
         self.scaler = hardware.scaler()
-        self.progress = _Progress()
+        self.pace = Pace(self.steps, recipe.budget_minutes, VALIDATE_EPOCHS * self.per_epoch, clock)
         self._resume()
 
+    @property
+    def progress(self) -> Progress:
+        return self.pace.progress
+
     def finish(self, at_end: Callable[[], None]) -> None:
-        state = self.progress
-        base_s, started = state.elapsed_s, self.clock()
-        saved = logged = started
-        first = state.step
-        while self._share() < 1:
-            loss = self._step()
-            now = self.clock()
-            state.elapsed_s = base_s + now - started
-            if now - logged >= LOG_S:
-                self.on_progress(self._line((state.step - first) / (now - started), loss))
-                logged = now
-            if state.step % (VALIDATE_EPOCHS * self.per_epoch) == 0:
-                self._validate()
-                state.elapsed_s = base_s + self.clock() - started
-            if now - saved >= CHECKPOINT_S:
-                self._save()
-                saved = now
-        if state.loss_steps:
-            self._validate()
-        self._save()
+        self.pace.run(lambda: self.pace.share() >= 1, self._step, self._validate, self._save, self._log)
         at_end()
         self._report(finished=True)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
-    def _share(self) -> float:
-        """How much of the schedule is spent, 0..1: by steps, or by time when that is further."""
-        share = self.progress.step / self.steps
-        if self.recipe.budget_minutes is not None:
-            share = max(share, self.progress.elapsed_s / (60 * self.recipe.budget_minutes))
-        return min(1.0, share)
-
     def _size(self) -> int:
         sizes = self.recipe.sizes
-        return sizes[min(int(self._share() * len(sizes)), len(sizes) - 1)]
+        return sizes[min(int(self.pace.share() * len(sizes)), len(sizes) - 1)]
 
     def _rate(self) -> float:
-        return self.recipe.learning_rate * one_cycle(self._share(), self.recipe.warmup)
+        return self.recipe.learning_rate * one_cycle(self.pace.share(), self.recipe.warmup)
 
     def _step(self) -> float:
         recipe, state = self.recipe, self.progress
@@ -201,12 +169,8 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update(self.network, state.step)
-        state.step += 1
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"step {state.step}: the loss is {value}; lower the learning rate")
-        state.loss_sum += value
-        state.loss_steps += 1
+        state.learned(value)
         return value
 
     def _validate(self) -> None:
@@ -217,12 +181,11 @@ class _Run:
             "step": state.step,
             "epoch": state.step / self.per_epoch,
             "minutes": state.elapsed_s / 60,
-            "schedule": self._share(),
+            "schedule": self.pace.share(),
             "size": self._size(),
             "learning_rate": self._rate(),
-            "train_loss": state.loss_sum / state.loss_steps,
+            "train_loss": state.mean_loss(),
         } | found
-        state.loss_sum, state.loss_steps = 0.0, 0
         state.history.append(row)
         replace_file(self.folder / WEIGHTS, self.average.tensors)
         self._report(finished=False)
@@ -251,14 +214,12 @@ class _Run:
     def _name(self) -> str:
         return f"{self.recipe.name} seed {self.seed}"
 
-    def _line(self, steps_per_s: float, loss: float) -> str:
-        state = self.progress
-        left = (self.steps - state.step) / steps_per_s / 60
-        if self.recipe.budget_minutes is not None:
-            left = min(left, self.recipe.budget_minutes - state.elapsed_s / 60)
-        return (
-            f"{self._name()}: step {state.step}/{self.steps} ({100 * self._share():.1f} % of the schedule), "
-            f"loss {loss:.4f}, {steps_per_s * self.recipe.batch:.0f} faces/s, {left:.0f} min left"
+    def _log(self, steps_per_s: float, loss: float) -> None:
+        left = self.pace.minutes_left(steps_per_s)
+        self.on_progress(
+            f"{self._name()}: step {self.progress.step}/{self.steps} "
+            f"({100 * self.pace.share():.1f} % of the schedule), loss {loss:.4f}, "
+            f"{steps_per_s * self.recipe.batch:.0f} faces/s, {left:.0f} min left"
         )
 
     def _save(self) -> None:
@@ -286,7 +247,7 @@ class _Run:
         self.average.tensors = saved["average"]
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.progress = _Progress(**saved["progress"])
+        self.pace.progress = Progress(**saved["progress"])
         self.on_progress(f"{self._name()}: going on from step {self.progress.step}")
 
 
