@@ -321,12 +321,14 @@ def _wants_listen(parts: SplitResult) -> bool:
 
 def _name_of_url(scheme: Scheme, shown: str) -> str:
     """Return a stream id out of the redacted address, so that no key becomes an id."""
-    parts = urlsplit(shown.replace(MASK, ""))
-    for part in reversed(parts.path.split("/")):
+    # Not `urlsplit`: what is left of a masked address need not be one that it accepts.
+    rest = re.split("[?#]", shown.replace(MASK, "").partition("://")[2], maxsplit=1)[0]
+    place, _, path = rest.partition("/")
+    for part in reversed(path.split("/")):
         name = _clean(PurePosixPath(part).stem)
         if name and name not in GENERIC:
             return name
-    host = _clean(parts.netloc.rpartition("@")[2])
+    host = _clean(place.rpartition("@")[2])
     return host if host and not host.isdigit() else f"{scheme}-{host}".rstrip("-")
 
 

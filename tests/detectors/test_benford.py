@@ -11,7 +11,6 @@ from matplotlib import cbook
 from numpy.typing import NDArray
 from PIL import Image as Pil
 
-from detectors.cues import benford as cue
 from detectors.cues.benford import (
     BASES,
     DIVERGENCES,
@@ -272,9 +271,3 @@ def test_a_generator_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyt
         training.generate(tmp_path, 1)
     with pytest.raises(DataError, match=r"lfw_faces.tar: no such file"):
         list(training._files(tmp_path))
-
-
-def test_the_shipped_forest_can_be_read() -> None:
-    if not cue.FOREST.exists():
-        pytest.skip("no forest is shipped yet")
-    assert read_forest(cue.FOREST).record["pairs"] > 0

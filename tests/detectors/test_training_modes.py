@@ -307,7 +307,7 @@ def test_a_missing_source_is_named(tmp_path: Path, write_recipe: Callable[..., P
 @pytest.mark.parametrize(
     ("mode", "change", "said"),
     [
-        ("pairs", {"mode": "guess"}, "mode: 'guess', expected one of pairs, binary, triplet, head, half, average"),
+        ("pairs", {"mode": "guess"}, "mode: 'guess', expected one of pairs, binary, triplet, head, half"),
         ("pairs", {"margin": 1.0}, "margin: no field of mode pairs with schedule one_cycle"),
         ("pairs", {"validate_every": 5}, "validate_every: no field of mode pairs"),
         ("pairs", {"teachers": ["x"]}, "distil_temperature: missing"),

@@ -256,7 +256,8 @@ def test_nobody_there_is_told_soon_and_leaves_nothing_behind() -> None:
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
     refused(nobody, patience_s=0.3)
     gc.collect()
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    assert threading.active_count() <= before[0]
+    assert len(os.listdir("/proc/self/fd")) <= before[1]
 
 
 def test_password_must_be_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

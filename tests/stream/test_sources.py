@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from stream.errors import Code, UnmaskError
@@ -92,6 +92,7 @@ def test_ids_are_unique_and_given_ones_win() -> None:
 
 
 @given(st.text(max_size=40))
+@example("0@[")  # masked as a password, which leaves half of an IPv6 address
 def test_derived_ids_are_legal(path: str) -> None:
     assume(not re.search(r"\s", path))
     assert STREAM_ID.fullmatch(one(f"http://host.example/{path}").id)
