@@ -253,12 +253,12 @@ def run(settings: Config, paths: Sequence[Path], crops: bool, as_json: bool, out
 
 
 def assembled(settings: Config, scratch: Path, tell_cues: bool = False) -> Scorer:
-    """Return a scorer with the settings' members and engines. `tell_cues`: the cue of stills is read even if
-    it has no say. Raises `UnmaskError` (WEIGHTS, ENGINE)."""
+    """Return a scorer with the settings' members and engines. `tell_cues`: the cue of stills, if one is
+    shipped, is read even if it has no say. Raises `UnmaskError` (WEIGHTS, ENGINE)."""
     from stream.assemble import build_reader
 
     parts = build_reader(settings, cascade=False)
-    wanted = tell_cues or BENFORD in wanted_cues(settings)
+    wanted = (tell_cues and FOREST.exists()) or BENFORD in wanted_cues(settings)
     try:
         if wanted and FOREST.exists():
             read_forest(FOREST)
