@@ -15,8 +15,8 @@ from detectors.cues.follow import Follower
 from detectors.cues.landmarks import FOLDER, LandmarkModel, LandmarksError, why_no_landmarks
 from detectors.cues.series import FaceLook, FaceSeries, SoundSeries
 from detectors.cues.voice import Window, silero, why_no_voice
-from detectors.late import load_late
 from stream.clock import Clock
+from stream.closer import wanted_cues
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.windows import MICRO
@@ -203,7 +203,7 @@ def follower_of(settings: Config) -> Follower | None:
 
     Raises `UnmaskError` (WEIGHTS) for landmark networks that are there and broken.
     """
-    names = frozenset((*settings.cues.record, *load_late().names)) & frozenset(NAMES)
+    names = wanted_cues(settings) & frozenset(NAMES)
     if not names or settings.deterministic:
         return None
     folder = _landmarks(settings.engines.cache_dir)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def requires(*programs: str) -> None:
     if os.environ.get("UNMASK_REQUIRE_ALL") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other by spinning, which costs more than small networks on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _present(name: str) -> bool:

@@ -12,7 +12,7 @@ from detectors.backbones import FaceNetwork
 from detectors.members import load_member
 from detectors.training.calibrate import fit_calibration
 from detectors.training.card import write_card
-from detectors.training.clips import load_clips
+from detectors.training.clips import CLIP_CLASSES, load_clips
 from detectors.training.data import load_authentic, load_faces, resized
 from detectors.training.evaluate import ClipScore, evaluate
 from detectors.training.export import export_member, exported_weights, member_facts, weights_file
@@ -24,9 +24,6 @@ from detectors.training.objective import score
 from detectors.training.recipe import Mode, load_recipe
 
 logger = logging.getLogger(__name__)
-
-CLIP_CLASSES = ("authentic", "manipulated", "manipulated_faces")
-"""Directories of clips under `clips/` of the data directory."""
 
 
 def train(

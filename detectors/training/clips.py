@@ -13,6 +13,9 @@ from detectors.crops import CropPolicy, crop
 from detectors.mtcnn import MtcnnDetector
 from detectors.readings import Box, Image
 
+CLIP_CLASSES = {"authentic": 0, "manipulated": 1, "manipulated_faces": 1}
+"""Directories of clips under `clips/` of the data directory, and their label."""
+
 SAMPLE_S = 0.25
 """Media seconds between frames: the sampling of a stream that is looked at closely."""
 MOST_FRAMES = 60

@@ -29,7 +29,7 @@ from detectors.members import Member, list_members, load_member
 from detectors.occlusion import POLICY, Estimate, features_of, shipped_estimate
 from detectors.readings import Visible
 from detectors.training.calibrate import EVEN, OPEN_PROBABILITY, Fit, Looks, fit_calibration, operating_point
-from detectors.training.clips import load_clips
+from detectors.training.clips import CLIP_CLASSES, load_clips
 from detectors.training.data import Faces, load_authentic, load_faces, resized
 from detectors.training.export import TESTED_FOR, export_member, exported_weights, member_facts
 from detectors.training.metrics import auc, bootstrap_by_identity
@@ -37,7 +37,7 @@ from detectors.training.objective import score
 from detectors.training.occluders import cover, random_occluder
 from detectors.training.people import share
 from detectors.training.recipe import Mode, RecipeError, load_recipe
-from detectors.training.ship import CLIP_CLASSES, SOURCES
+from detectors.training.ship import SOURCES
 
 logger = logging.getLogger(__name__)
 

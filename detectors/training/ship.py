@@ -30,7 +30,7 @@ from detectors.training.calibrate import (
     operating_point,
 )
 from detectors.training.card import write_card
-from detectors.training.clips import load_clips
+from detectors.training.clips import CLIP_CLASSES, load_clips
 from detectors.training.data import Faces, framed, load_authentic, load_faces, resized
 from detectors.training.evaluate import ClipScore, evaluate
 from detectors.training.export import TESTED_FOR, export_member, exported_weights, member_facts
@@ -69,7 +69,6 @@ WORSE_SEED = 43
 """Other crops than the report draws."""
 LEAST_WORSE = 60
 """People of a condition that pass the gate: fewer cannot tell a rate of 2 %, and the gate does the work."""
-CLIP_CLASSES = {"authentic": 0, "manipulated": 1, "manipulated_faces": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +71,8 @@ def go(
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads wait for each other by spinning, which costs more than these networks on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _quick(one_thread: None) -> None:
+    """Every test here runs small networks."""
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from detectors.calibration import Calibration, CalibrationKind, Scale
+from detectors.late import Late
 from detectors.readings import Box, Detection, FaceReading, Quality, Reason
 from stream.aggregate import Output, StreamAggregate
 from stream.alerts import Model, Provenance
@@ -194,6 +195,7 @@ class Story:
     clip: str | None = CLIP
     said: list[Output] = field(default_factory=list)
     restart: Callable[[int], bool] = lambda index: False
+    late: Late | None = None
 
     def __post_init__(self) -> None:
         self.ids = 0
@@ -210,6 +212,7 @@ class Story:
             PROVENANCE,
             self.store,
             lambda stream, us: f"i{us - START_US}",
+            self.late,
         )
 
     def tell(self, drawn: str) -> "Story":

@@ -13,7 +13,6 @@ from detectors.calibration import Calibration, CalibrationKind, Scale, Sets
 from detectors.cues import Cue, missing
 from detectors.late import MOST, Late, Share, Weighed
 from stream import scores
-from stream.aggregate import StreamAggregate
 from stream.alerts import Publisher
 from stream.clock import FakeClock
 from stream.config import Config
@@ -22,7 +21,7 @@ from stream.incidents import IncidentEvent
 from stream.scores import ScoreRecord, VerdictRecord
 from stream.verdicts import Judgement, judge
 from stream.windows import Estimate
-from tests.stream.story import CALIBRATION, PROVENANCE, START_US, Story
+from tests.stream.story import CALIBRATION, PROVENANCE, Story
 
 FOLDER = Path(scores.__file__).parent
 RECORD = Draft202012Validator(json.loads((FOLDER / "scores.schema.json").read_text()))
@@ -89,19 +88,8 @@ def test_judgements_survive_json() -> None:
 class Cued(Story):
     """A story in which cues read the first face from the third event on."""
 
-    late: Late = field(default_factory=Late)
+    late: Late | None = field(default_factory=Late)
     cues: tuple[Cue, ...] = ()
-
-    def fresh(self) -> StreamAggregate:
-        return StreamAggregate(
-            "studio",
-            self.settings,
-            self.calibration,
-            PROVENANCE,
-            self.store,
-            lambda stream, us: f"i{us - START_US}",
-            self.late,
-        )
 
     def apply(self, event: ScoredFrame | Applied) -> None:
         if self.events == 3 and self.cues:
