@@ -42,8 +42,11 @@ def read_limits(path: Path = FILE) -> dict[str, float]:
 
 
 MEASURED = frozenset(
-    {"min_face_px", "min_sharpness", "min_brightness", "max_blockiness", "max_grid", "max_qp", "max_moire"}
-)
+    {
+        "min_face_px", "min_sharpness", "min_brightness", "max_noise", "max_blockiness", "max_grid", "max_qp",
+        "max_moire",
+    }
+)  # fmt: skip
 """What `quality_limits.json` holds."""
 
 _SHIPPED = read_limits()
@@ -63,6 +66,8 @@ class QualityLimits:
     """Detail of the finer to detail of the coarser octave: neither size nor contrast moves it, blur does."""
     min_brightness: float = _SHIPPED["min_brightness"]
     """Mean grey level. Kept low because dark skin in fair light must pass."""
+    max_noise: float = _SHIPPED["max_noise"]
+    """Noise to the face's own contrast, as a ratio of standard deviations: the less light, the more gain."""
     max_blockiness: float = _SHIPPED["max_blockiness"]
     """Steps on the 8 px grid to steps off it: what JPEG and MPEG-2 leave; 1 is no grid."""
     max_grid: float = _SHIPPED["max_grid"]

@@ -30,6 +30,12 @@ SMALL_BLOCK = 4
 """Side of H.264's smallest transform: on its borders alone little is left at high compression."""
 STEP_FLOOR = 1.0
 """Grey levels added to steps on and off the block grid, so that flat skin makes no ratio out of noise."""
+NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+"""Second differences along both axes at once, which gradients, edges and lines leave at 0 (Immerkaer,
+"Fast noise variance estimation", CVIU 1996)."""
+NOISE_GAIN = 6 * 0.6745
+"""Median of what the kernel makes of Gaussian noise of standard deviation 1, without its sign: the median,
+because hair and lashes reach the mean."""
 CHANGE_FLOOR = 0.05
 """Share added to the shares of changing pixels, for the same reason."""
 SMALLEST = 16
@@ -71,6 +77,7 @@ def measure(image: Image, box: Box, landmarks: Landmarks | None, limits: Quality
     height = box[3] - box[1]
     parts["sharpness"] = _sharpness(grey, height)
     parts["brightness"] = float(grey.mean())
+    parts["noise"] = _noise(grey, height)
     parts["blockiness"] = _blockiness(grey, left, top)
     parts["grid"] = _grid(grey, left, top)
     parts |= advisory.parts(grey, _scaled(grey, ADVISED_HEIGHT / height))
@@ -142,6 +149,7 @@ def _rules(parts: Mapping[str, float], limits: QualityLimits) -> Iterator[_Rule]
     yield _Rule(Reason.SMALL_FACE, _at_least(parts["face_px"], limits.min_face_px))
     yield _Rule(Reason.BLUR, _at_least(parts["sharpness"], limits.min_sharpness))
     yield _Rule(Reason.LOW_LIGHT, _at_least(parts["brightness"], limits.min_brightness))
+    yield _Rule(Reason.LOW_LIGHT, _at_most(parts["noise"], limits.max_noise))
     yield _Rule(Reason.COMPRESSION, _at_most(parts["blockiness"] - 1, limits.max_blockiness - 1))
     yield _Rule(Reason.COMPRESSION, _at_most(parts["grid"] - 1, limits.max_grid - 1))
     if "qp" in parts:
@@ -209,6 +217,16 @@ def _sharpness(grey: NDArray[np.uint8], box_height: float) -> float:
     half, quarter = (_scaled(face, share).astype(np.float32) for share in (0.5, 0.25))
     fine, coarse = (float(cv2.Laplacian(octave, cv2.CV_32F).var()) for octave in (half, quarter))
     return (fine + HALF_FLOOR) / (coarse + QUARTER_FLOOR)
+
+
+def _noise(grey: NDArray[np.uint8], box_height: float) -> float:
+    """Return the noise's standard deviation to that of all grey levels, at the size at which members see it.
+
+    Little light leaves noise, or little contrast against it, or both; the ratio sees either.
+    """
+    face = _scaled(grey, min(1.0, FACE_HEIGHT / box_height)).astype(np.float32)
+    left = np.abs(cv2.filter2D(face, cv2.CV_32F, NOISE_KERNEL)[1:-1, 1:-1])
+    return float(np.median(left)) / NOISE_GAIN / max(float(face.std()), 1.0)
 
 
 def _blockiness(grey: NDArray[np.uint8], left: int, top: int) -> float:

@@ -295,6 +295,9 @@ class QualityGate(Section):
     min_brightness: float = setting(
         SHIPPED.min_brightness, "grey level", "LOW_LIGHT below this mean.", ge=0, le=255
     )
+    max_noise: float = setting(
+        SHIPPED.max_noise, "ratio", "LOW_LIGHT above this ratio of noise to the face's contrast.", ge=0
+    )
     max_blockiness: float = setting(
         SHIPPED.max_blockiness,
         "ratio",

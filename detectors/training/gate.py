@@ -32,7 +32,16 @@ from detectors.readings import Image, Quality, Reason
 from detectors.training.data import DataError
 from detectors.training.metrics import auc
 from detectors.training.probes import Probe, load_probes
-from detectors.training.robustness import blurred, by_crop, coded_h264, jpeg, rescaled
+from detectors.training.robustness import (
+    DARK,
+    DARK_NOISE,
+    blurred,
+    by_crop,
+    coded_h264,
+    jpeg,
+    rescaled,
+    with_noise,
+)
 from detectors.training.served import served
 
 logger = logging.getLogger(__name__)
@@ -52,7 +61,7 @@ MOST_LOST = 0.10
 """Of clean authentic faces of any source a limit may turn away this share. The same faces are small, dark and
 blurred, so all limits together leave 80 %, which the file tells."""
 MILD_LOST = 0.20
-"""Of faces at half size and at CRF 30 a limit may turn away this share, so that half stay decided."""
+"""Of faces at half size, at CRF 30 and at JPEG 50 a limit may turn away this share, so that half stay decided."""
 OTHER_SOURCES = ("lfw_faces", "wide_faces")
 OTHER_COUNT = 150
 """Faces of each."""
@@ -87,27 +96,35 @@ def _dark(share: float) -> Rung:
     return lambda image, _: (np.asarray(cv2.convertScaleAbs(image, alpha=share), np.uint8), None)
 
 
+def _noisy(sigma: float, share: float = 1.0) -> Rung:
+    return _plain(lambda image, rng: with_noise(image * np.float32(share), sigma, rng))
+
+
 RUNGS: Mapping[str, Rung] = {
     "clean": lambda image, _: (image, None),
     **{f"{factor:g}x": _plain(rescaled(factor)) for factor in (0.75, 0.5, 0.33, 0.25)},
     **{f"blur {sigma:g}": _plain(blurred(sigma)) for sigma in (1, 1.5, 2, 3)},
     **{f"light {share:g}": _dark(share) for share in (0.5, 0.3, 0.15, 0.08)},
+    **{f"noise {sigma:g}": _noisy(sigma) for sigma in (2, 4, 8, 16)},
+    **{f"light {share:g}, noise": _noisy(DARK_NOISE, share) for share in (0.5, DARK)},
     **{f"JPEG {quality}": _plain(jpeg(quality)) for quality in (50, 30, 20, 10)},
     **{f"CRF {crf}": _h264(crf) for crf in (23, 30, 34, 37, 40, 44)},
 }
 ENLARGED = (1.5, 2.0)
 """Authentic faces are also enlarged before their spectrum is looked at: interpolation leaves peaks."""
 
+NOISES = tuple(name for name in RUNGS if "noise" in name)
 CRFS = tuple(name for name in RUNGS if name.startswith("CRF"))
 LADDERS = (
     Ladder("min_face_px", "face_px", False, ("0.75x", "0.5x", "0.33x", "0.25x")),
     Ladder("min_sharpness", "sharpness", False, ("blur 1", "blur 1.5", "blur 2", "blur 3")),
     Ladder("min_brightness", "brightness", False, ("light 0.5", "light 0.3", "light 0.15", "light 0.08")),
+    Ladder("max_noise", "noise", True, NOISES),
     Ladder("max_blockiness", "blockiness", True, ("JPEG 50", "JPEG 30", "JPEG 20", "JPEG 10")),
     Ladder("max_grid", "grid", True, CRFS),
     Ladder("max_qp", "qp", True, CRFS),
 )
-MILD = ("0.5x", "CRF 30")
+MILD = ("0.5x", "CRF 30", "JPEG 50")
 
 Parts = Mapping[str, float]
 

@@ -19,10 +19,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.crops import recrop
 from detectors.members import Member, crop_logits
-from detectors.quality import QualityLimits, measure, with_qp
+from detectors.occlusion import POLICY, shipped_estimate
+from detectors.quality import QualityLimits, measure, with_covered, with_qp
 from detectors.quantiser import OPTIONS, mean_qp
-from detectors.readings import Image, Quality, Reason
+from detectors.readings import Image, Quality, Reason, Visible
 from detectors.training.metrics import auc, bootstrap_by_identity
 from detectors.training.probes import Probe, resized
 
@@ -130,11 +132,11 @@ class H264:
 
 
 def noisy(image: Image, rng: np.random.Generator) -> Image:
-    return _with_noise(image.astype(np.float32), NOISE, rng)
+    return with_noise(image.astype(np.float32), NOISE, rng)
 
 
 def dark(image: Image, rng: np.random.Generator) -> Image:
-    return _with_noise(image * np.float32(DARK), DARK_NOISE, rng)
+    return with_noise(image * np.float32(DARK), DARK_NOISE, rng)
 
 
 def covered_below(image: Image, _: np.random.Generator) -> Image:
@@ -239,7 +241,14 @@ def read(
 def quality_of(picture: Image) -> Quality:
     """The quality of a face that fills its picture, as `unmask score --crops` sees it by default."""
     height, width = picture.shape[:2]
-    return measure(picture, (0.0, 0.0, float(width), float(height)), None, QualityLimits())
+    limits = QualityLimits()
+    quality = measure(picture, (0.0, 0.0, float(width), float(height)), None, limits)
+    if "sharpness" not in quality.parts:
+        return quality
+    hidden = shipped_estimate()(recrop(picture, None, POLICY))
+    if hidden.visible(limits.max_covered) is Visible.BOTH:
+        return quality
+    return with_covered(quality, max(hidden.upper, hidden.lower), limits)
 
 
 def rows(
@@ -360,7 +369,8 @@ def _moved(image: Image, shift: NDArray[np.float64]) -> Image:
     return _bytes(cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE))
 
 
-def _with_noise(levels: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> Image:
+def with_noise(levels: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> Image:
+    """Grey levels float32 [H, W, 3] with Gaussian noise of that standard deviation, as uint8."""
     noise = rng.standard_normal(levels.shape, dtype=np.float32) * np.float32(sigma)
     return np.clip(np.rint(levels + noise), 0, 255).astype(np.uint8)
 

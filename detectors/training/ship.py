@@ -20,7 +20,6 @@ from detectors.calibration import Calibration
 from detectors.drift import reference_histograms
 from detectors.ensemble import FILE
 from detectors.members import Member, load_member
-from detectors.quality import QualityLimits, measure
 from detectors.training import robustness
 from detectors.training.calibrate import (
     Looks,
@@ -38,7 +37,7 @@ from detectors.training.metrics import auc, bootstrap_by_identity
 from detectors.training.objective import score
 from detectors.training.probes import Probe, load_probes
 from detectors.training.recipe import load_recipe
-from detectors.training.robustness import CONDITIONS
+from detectors.training.robustness import CONDITIONS, quality_of
 from detectors.training.served import served
 from detectors.training.strangers import stranger_pairs
 
@@ -372,7 +371,7 @@ def _with_reference(calibration: Calibration, fused: NDArray[np.float32], faces:
     for index in real:
         width = min(int(faces.source_width[index]), faces.images.shape[1])
         crop = resized(faces.images[index : index + 1], width)[0]
-        quality = measure(crop, (0.0, 0.0, float(width), float(width)), None, QualityLimits())
+        quality = quality_of(crop)
         good.append(not quality.reasons)
         for name, value in quality.parts.items():
             if name != "face_px":

@@ -13,12 +13,13 @@ from detectors.mtcnn import MtcnnDetector
 from detectors.quality import QualityLimits, measure, pose, with_qp
 from detectors.readings import Detection, Image, Landmarks, Quality, Reason
 from detectors.reference import portrait
-from detectors.training.robustness import coded_h264
+from detectors.training.robustness import coded_h264, with_noise
 
 LIMITS = QualityLimits(
     min_face_px=45,
     min_sharpness=0.17,
     min_brightness=25,
+    max_noise=0.15,
     max_blockiness=2.0,
     max_grid=1.24,
     max_qp=40,
@@ -42,12 +43,16 @@ def jpeg(picture: Image, quality: int) -> Image:
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
 
 
+def noisy(picture: Image, sigma: float) -> Image:
+    return with_noise(picture.astype(np.float32), sigma, np.random.default_rng(5))
+
+
 def test_a_good_portrait_passes_with_full_weight(face: Detection) -> None:
     quality = judged(portrait(), face)
     assert quality.reasons == ()
     assert quality.weight > 0.95
     assert set(quality.parts) == {
-        "face_px", "sharpness", "brightness", "blockiness", "grid", "yaw", "pitch", "roll",
+        "face_px", "sharpness", "brightness", "noise", "blockiness", "grid", "yaw", "pitch", "roll",
         "moire", "flat_colour", "skin_detail",
     }  # fmt: skip
 
@@ -57,6 +62,7 @@ def test_a_good_portrait_passes_with_full_weight(face: Detection) -> None:
     [
         (lambda p: cv2.GaussianBlur(p, (0, 0), 6), Reason.BLUR),
         (lambda p: cv2.convertScaleAbs(p, alpha=0.12), Reason.LOW_LIGHT),
+        (lambda p: noisy(p, 50), Reason.LOW_LIGHT),
         (lambda p: jpeg(p, 6), Reason.COMPRESSION),
     ],
 )
@@ -101,6 +107,24 @@ def test_sharpness_is_of_the_face_not_of_its_size(face: Detection) -> None:
     assert judged(enlarged, face).parts["sharpness"] < 0.7 * judged(portrait(), face).parts["sharpness"]
     dim = judged(cv2.convertScaleAbs(portrait(), alpha=0.4), face).parts["sharpness"]
     assert dim == pytest.approx(judged(portrait(), face).parts["sharpness"], rel=0.1)
+
+
+def test_noise_is_measured_against_the_contrast_that_it_hides(face: Detection) -> None:
+    """In grey levels it is what was added, grain apart; less light makes the same noise more."""
+    x0, y0, x1, y1 = face.box
+    scale = 160 / (y1 - y0)
+    small = cv2.resize(portrait(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    box = (x0 * scale, y0 * scale, x1 * scale, y1 * scale)
+
+    def ratio(picture: Image) -> float:
+        return measure(picture, box, None, LIMITS).parts["noise"]
+
+    grain = ratio(small)
+    added = {sigma: (ratio(noisy(small, sigma)) ** 2 - grain**2) ** 0.5 for sigma in (8, 16)}
+    assert grain < 0.06
+    assert added[16] / added[8] == pytest.approx(2, rel=0.1)
+    dim = cv2.convertScaleAbs(small, alpha=0.3)
+    assert ratio(noisy(dim, 4.8)) == pytest.approx(ratio(noisy(small, 16)), rel=0.1)
 
 
 def test_blockiness_sees_the_grid_wherever_the_face_lies(face: Detection) -> None:

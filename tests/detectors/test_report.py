@@ -61,6 +61,8 @@ POLICY = CropPolicy(CropKind.TIGHT, size=64, side=0.81, shift=0.06)
 FACE = (170.0, 108.0, 353.0, 331.0)
 """Where MTCNN finds the portrait's face, about: a test needs no detector for that."""
 PATCH = (slice(80, 190), slice(70, 150))
+TINT = np.array([0.4, 1.2, 0.4])
+"""What is painted over would be taken for covered."""
 PEOPLE = 6
 FEW = {name: CONDITIONS[name] for name in ("clean", "0.33x", "H.264 CRF 37")}
 
@@ -74,7 +76,7 @@ class Green(nn.Module):
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         green = self._green(faces)
-        return self.gain * (40 * green.mean((1, 2)) - 4), green
+        return self.gain * (80 * green.mean((1, 2)) - 4), green
 
     def features(self, faces: Tensor) -> Tensor:
         """[N, 2]: brightness twice, so that groups by brightness differ in activation."""
@@ -82,7 +84,7 @@ class Green(nn.Module):
 
     @staticmethod
     def _green(faces: Tensor) -> Tensor:
-        return torch.relu(torch.nn.functional.avg_pool2d(faces[:, 1] - faces[:, ::2].amax(1), 4) - 0.5)
+        return torch.relu(torch.nn.functional.avg_pool2d(faces[:, 1] - faces[:, ::2].amax(1), 4) - 0.1)
 
 
 def calibration(kind: CalibrationKind = CalibrationKind.SHIPPED, **fields: Any) -> Calibration:
@@ -100,7 +102,7 @@ def face(side: int = 224) -> Image:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six people, two takes each, as bright as their number; every manipulated crop has a green patch."""
+    """Six people, two takes each, as bright as their number; every manipulated crop is green in places."""
     root = tmp_path_factory.mktemp("data")
     rows = []
     with tarfile.open(root / "dfdc_faces_val_00.tar", "w") as tar:
@@ -108,7 +110,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for take in range(2):
                 real = np.clip(face() * (0.6 + 0.08 * person + 0.02 * take), 0, 255).astype(np.uint8)
                 fake = real.copy()
-                fake[PATCH] = (0, 200, 0)
+                fake[PATCH] = np.clip(TINT * fake[PATCH], 0, 255)
                 name, width = f"p{person}t{take}", 120 + 20 * person
                 for title, image in ((name, real), (f"{name}f", fake)):
                     _, coded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
@@ -208,6 +210,14 @@ def test_blur_at_source_size_is_seen_by_the_gate() -> None:
     assert quality_of(blurred) == measure(blurred, box, None, QualityLimits())
     assert Reason.BLUR in quality_of(blurred).reasons
     assert not quality_of(image).reasons
+
+
+def test_what_is_covered_is_not_decided_upon() -> None:
+    image = face(151)
+    for name in ("lower half covered", "upper half covered"):
+        covered = CONDITIONS[name](image, np.random.default_rng(0))
+        assert Reason.OCCLUSION in quality_of(covered).reasons
+    assert "covered" not in quality_of(image).parts
 
 
 def test_in_a_video_the_quantiser_is_known(data_dir: Path) -> None:
