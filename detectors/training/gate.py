@@ -61,7 +61,7 @@ MOST_LOST = 0.10
 """Of clean authentic faces of any source a limit may turn away this share. The same faces are small, dark and
 blurred, so all limits together leave 80 %, which the file tells."""
 MILD_LOST = 0.20
-"""Of faces at half size, at CRF 30 and at JPEG 50 a limit may turn away this share, so that half stay decided."""
+"""Of faces at half size, at CRF 30 or at JPEG 50 a limit may turn away this share: half stay decided."""
 OTHER_SOURCES = ("lfw_faces", "wide_faces")
 OTHER_COUNT = 150
 """Faces of each."""
