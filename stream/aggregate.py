@@ -415,6 +415,11 @@ class StreamAggregate:
             self._resume = replace(self._resume, last_pts=frame.pts)
         self._burst.look(frame.media_us, self._ids, frame.looks)
 
+    @property
+    def looks_passed_over(self) -> int:
+        """Faces seen by bursts that no track or no series took, since this object was made."""
+        return 0 if self._burst is None else self._burst.passed_over
+
     def on_heard(self, sound: HeardSound) -> None:
         """Take what was heard within a burst at full rate."""
         if self._burst is not None:

@@ -93,6 +93,11 @@ class Metrics:
         self.bursts_refused = Counter(
             "unmask_bursts_refused_total", "Closer looks not taken for lack of budget", registry=self.registry
         )
+        self.looks_passed_over = Counter(
+            "unmask_burst_looks_passed_over_total",
+            "Faces seen by a burst at full rate that no track or no series took",
+            registry=self.registry,
+        )
         self.clips_failed = Counter(
             "unmask_clips_failed_total", "Evidence clips that could not be cut", registry=self.registry
         )

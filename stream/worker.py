@@ -635,7 +635,9 @@ class Worker:
             self._metrics.drops.labels(result.dropped.reason).inc()
             self._tell(feed, feed.aggregate.on_skipped(result.frame, result.dropped))
         elif isinstance(result, FollowedFrame):
+            passed_over = feed.aggregate.looks_passed_over
             feed.aggregate.on_followed(result)
+            self._metrics.looks_passed_over.inc(feed.aggregate.looks_passed_over - passed_over)
         elif isinstance(result, HeardSound):
             feed.aggregate.on_heard(result)
         else:

@@ -401,6 +401,11 @@ def test_pictures_of_a_burst_move_the_place_and_not_the_sampling(
     ignored = aggregate.ignored
     aggregate.on_followed(followed(story, before.last_pts + 1, story.teller.media_us + 40_000))
     assert aggregate.ignored == ignored + 1
+    stranger = replace(
+        followed(story, before.last_pts + 2, story.teller.media_us + 80_000), looks=(look(), look())
+    )
+    aggregate.on_followed(stranger)
+    assert aggregate.looks_passed_over == 1
     assert len(story.said) == said
     again = story.fresh().restore(json.loads(json.dumps(aggregate.state())))
     assert again.state() == aggregate.state()
