@@ -43,6 +43,9 @@ models = typer.Typer(
 )
 app.add_typer(models, name="models")
 
+sinks = typer.Typer(help="Where alerts go besides the topic.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(sinks, name="sinks")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -162,6 +165,27 @@ def detect(config: ConfigPath = None, overrides: Overrides = None) -> int:
     settings = load(config, overrides or [], os.environ)
     _log_to_stderr(quiet=False)
     from stream.detect_service import detect as run
+
+    return _leave(run(settings))
+
+
+@app.command()
+@_command(stopped=OK)
+def serve(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Deliver alerts to webhooks, files, commands and topics, as sinks.file says; a service.
+
+    Runs until SIGTERM or Ctrl-C, then finishes what it is sending and ends with exit code 0; 1 means start me
+    again, as a supervisor does.
+
+    \b
+    Example, beside a running unmask watch:
+        unmask serve --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=False)
+    from stream.serve_service import serve as run
 
     return _leave(run(settings))
 
@@ -863,6 +887,68 @@ def replay_letter(
     from stream.deadletters import replay as run
 
     return run(settings, name, wait, as_json, sys.stdout)
+
+
+@sinks.command(name="list")
+@_command()
+def list_sinks(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List the sinks of the configuration and how each stands; addresses are redacted.
+
+    \b
+    Example:
+        unmask sinks list --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.sinks.commands import list_sinks as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@sinks.command(name="test")
+@_command()
+def try_sink(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As listed.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Deliver a sample, unmask.sink.test.v1, by one sink. Exit code 1 if it was not taken.
+
+    \b
+    Example:
+        unmask sinks test moderation --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.sinks.commands import try_sink as run
+
+    return run(settings, name, sys.stdout)
+
+
+@sinks.command(name="enable")
+@_command()
+def enable_sink(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As listed.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Let a sink send again that stopped because its receiver was gone (410); what has waited follows.
+
+    \b
+    Example:
+        unmask sinks enable moderation --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.sinks.commands import enable as run
+
+    return run(settings, name, sys.stdout)
 
 
 @models.command(name="list")

@@ -580,6 +580,14 @@ class Canary(Section):
     )
 
 
+class Sinks(Section):
+    """Where alerts go besides the topic (`unmask serve`)."""
+
+    file: str = setting(
+        "", "YAML file", "Names the sinks: webhooks, files, commands, topics (docs/sinks.md); empty: none."
+    )
+
+
 class Config(Section):
     """Every setting of Unmask."""
 
@@ -621,3 +629,4 @@ class Config(Section):
     identity: Identity = Identity()
     worker: Worker = Worker()
     canary: Canary = Canary()
+    sinks: Sinks = Sinks()

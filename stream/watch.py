@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from stream.aggregate import StreamAggregate
-from stream.alerts import Publisher
+from stream.alerts import Publisher, event_of
 from stream.assemble import build_reader, data_folder, log_folder, open_embedded
 from stream.bursts import follower_of
 from stream.clock import Clock, Deadline, SystemClock
@@ -371,16 +371,7 @@ class Tail:
 
 def structured(record: Record) -> dict[str, Any]:
     """Return an alert record (binary mode) as one JSON object."""
-    attributes = {
-        name.removeprefix("ce_"): value.decode()
-        for name, value in record.headers.items()
-        if name.startswith("ce_")
-    }
-    return {
-        **attributes,
-        "datacontenttype": "application/json",
-        "data": json.loads(record.value or b"null"),
-    }
+    return event_of(record).structured()
 
 
 def length_us(source: Source) -> int | None:
