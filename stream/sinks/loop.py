@@ -202,8 +202,8 @@ class SinkLoop:
         return self._positions.get(where, self._parts[where.partition].position or 0)
 
     def _open_or_shut(self, consumer: Consumer) -> None:
-        """Take nothing new while it could not be sent; the log keeps it."""
-        takes = not self._stands_still() and self._waiting_count() < MAX_WAITING
+        """Take nothing new while it could not be sent, or before what has waited; the log keeps it."""
+        takes = not self._stands_still() and self._waiting_count() < MAX_WAITING and self._due() is None
         if takes == self._taking or self._fresh:
             return
         mine = consumer.assignment()
@@ -307,30 +307,39 @@ class SinkLoop:
     @staticmethod
     def _behind_another(part: Part, item: Waiting) -> bool:
         """Whether an earlier event of the same incident waits: they are told in order."""
-        if item.incident is None:
-            return False
-        first = next((other for other in part.waiting.values() if other.incident == item.incident), item)
-        return first.id != item.id
+        return item.incident is not None and any(
+            other.incident == item.incident for other in part.waiting.values()
+        )
 
     # Attempts
 
     def _try_waiting(self) -> bool:
         """Make one attempt at what is due; return whether there was any."""
-        if self._stands_still():
+        due = self._due()
+        if due is None:
             return False
+        number, part, item = due
+        found = self._event_of(number, item)
+        if found is None:
+            self._forget(number, part, item)
+            self._drop(Dropped.RETENTION)
+        else:
+            self._attempt(number, part, item, *found)
+        return True
+
+    def _due(self) -> tuple[int, Part, Waiting] | None:
+        """Return what has waited long enough, with its partition."""
+        if self._stands_still():
+            return None
         now = self._clock.now_us()
         for number, part in self._parts.items():
+            behind: set[str] = set()
             for item in part.waiting.values():
-                if item.next_us > now or self._behind_another(part, item):
-                    continue
-                found = self._event_of(number, item)
-                if found is None:
-                    self._forget(number, part, item)
-                    self._drop(Dropped.RETENTION)
-                else:
-                    self._attempt(number, part, item, *found)
-                return True
-        return False
+                if item.next_us <= now and item.incident not in behind:
+                    return number, part, item
+                if item.incident is not None:
+                    behind.add(item.incident)
+        return None
 
     def _event_of(self, number: int, item: Waiting) -> tuple[CloudEvent, int] | None:
         """Return what waits, with when it was written; None if the log has lost it."""
