@@ -1,7 +1,6 @@
 """Webhooks as Standard Webhooks 1.0 describes them, which see nothing else of our network."""
 
 import base64
-import binascii
 import hashlib
 import http.client
 import json
@@ -151,7 +150,7 @@ def signer(reference: str, secret: str) -> "Signer":
         ) from None
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-    except binascii.Error:
+    except ValueError:
         key = b""
     if not secret.startswith(PREFIX) or not MIN_SECRET <= len(key) <= MAX_SECRET:
         raise UnmaskError(
