@@ -90,7 +90,7 @@ class SinkService:
         """
         self._deadline = deadline
         self._stopping.set()
-        for thread in self._threads:
+        for thread in [*self._threads, self._watcher]:
             thread.join(deadline.left())
         left = [thread.name for thread in self._threads if thread.is_alive()]
         if left:

@@ -73,11 +73,13 @@ def raw(talk: Callable[[socket.socket], None]) -> Iterator[str]:
     """A server that talks as it likes to each who connects; yields its address."""
     listening = socket.create_server(("127.0.0.1", 0))
     ending = threading.Event()
+    clients: list[socket.socket] = []
 
     def accept() -> None:
         while not ending.is_set():
             with suppress(OSError):
                 client, _ = listening.accept()
+                clients.append(client)
                 threading.Thread(target=handle, args=(client,), daemon=True).start()
 
     def handle(client: socket.socket) -> None:
@@ -89,8 +91,9 @@ def raw(talk: Callable[[socket.socket], None]) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
     finally:
         ending.set()
-        with suppress(OSError):
-            listening.shutdown(socket.SHUT_RDWR)
+        for each in (listening, *clients):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         listening.close()
 
 
