@@ -49,8 +49,6 @@ def receiver(context: ssl.SSLContext | None = None, **answer: Any) -> Iterator[R
             with suppress(OSError):
                 self.wfile.write(made.body)
 
-        do_GET = do_POST
-
         def log_message(self, format: str, *args: Any) -> None:
             pass
 

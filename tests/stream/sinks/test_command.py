@@ -83,10 +83,7 @@ def test_one_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
 
 def test_a_child_that_keeps_the_output_open_holds_nothing_up(tmp_path: Path) -> None:
     out = tmp_path / "pid"
-    code = (
-        "import subprocess, sys\n"
-        "open(sys.argv[1], 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
-    )
+    code = "import subprocess, sys\nopen(sys.argv[1], 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
     assert python(code, str(out), timeout_s=25.0).outcome is Outcome.DELIVERED
     assert not alive(int(out.read_text()))
 

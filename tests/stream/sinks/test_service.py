@@ -56,8 +56,6 @@ def until(reached: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-
-
 def write(world: World, *events: CloudEvent) -> None:
     world.clock = SystemClock()  # type: ignore[assignment]
     world.write(*events)

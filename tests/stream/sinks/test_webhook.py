@@ -123,7 +123,11 @@ def test_ids_hold_no_full_stop_and_differ_where_events_do() -> None:
 
 def test_a_body_stays_below_its_bound() -> None:
     event = real_alert()
-    data = {**event.data, "not_tested_for": ["lip sync " * 20] * 300, "tracks": list(event.data["tracks"]) * 8}
+    data = {
+        **event.data,
+        "not_tested_for": ["lip sync " * 20] * 300,
+        "tracks": list(event.data["tracks"]) * 8,
+    }
     long = CloudEvent(event.attributes, data)
     assert len(long.body()) > 2 * MAX_BODY
     body = webhook_body(long)
@@ -169,7 +173,12 @@ def test_retry_after_is_heeded_in_both_forms_and_nonsense_is_not() -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(status: int) -> None:
     with receiver() as inner:
-        for place in (inner.url, "http://169.254.169.254/latest/meta-data/", "file:///etc/passwd", "//[::1]/"):
+        for place in (
+            inner.url,
+            "http://169.254.169.254/latest/meta-data/",
+            "file:///etc/passwd",
+            "//[::1]/",
+        ):
             with receiver(status=status, headers={"Location": place}) as there:
                 result = sent(there.url)
             assert (result.outcome, result.reason) == (Outcome.REFUSED, "redirect")
@@ -306,7 +315,9 @@ def test_a_handshake_that_never_ends_is_a_timeout() -> None:
 # Secrets
 
 
-@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "hunter2hunter2hunter2hunter2", "whsec_ä"])
+@pytest.mark.parametrize(
+    "secret", ["", "whsec_", "whsec_c2hvcnQ=", "hunter2hunter2hunter2hunter2", "whsec_ä"]
+)
 def test_a_secret_that_is_none_is_refused_and_never_shown(
     secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

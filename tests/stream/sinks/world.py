@@ -1,4 +1,4 @@
-"""Sinks over a real embedded log, with a clock that moves when told and a receiver that does what it is told."""
+"""Sinks over a real log, with a clock that moves when told and a receiver that does what it is told."""
 
 import random
 from collections import deque
@@ -10,16 +10,16 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.alerts import CloudEvent, iso
+from stream.assemble import open_log
 from stream.clock import FakeClock, SystemClock
 from stream.config import Config, Media
-from stream.log import everything
+from stream.log import Log, everything
 from stream.records import SCHEMA, OutRecord, Record, Topic
 from stream.sinks.delivery import DELIVERED, Outcome, Result
 from stream.sinks.loop import SinkLoop
 from stream.sinks.metrics import SinkMetrics
 from stream.sinks.settings import Stdout
 from stream.sinks.state import Alert
-from stream.sqlite_log import SqliteLog
 from stream.topics import topic_name, topic_specs
 
 AWAY = Result(Outcome.AWAY, "timeout", "timed out")
@@ -46,7 +46,9 @@ def incident(
 def feed(number: int = 1, kind: str = "down", stream: str = "studio") -> CloudEvent:
     data = {"schema": SCHEMA, "stream": stream, "event": kind, "code": "source_silent", "sentence": None}
     severity = "low" if kind == "up" else "medium"
-    return _event(f"{stream}.0000000000000001.{number}.{kind}", f"unmask.feed.{kind}.v1", severity, stream, data)
+    return _event(
+        f"{stream}.0000000000000001.{number}.{kind}", f"unmask.feed.{kind}.v1", severity, stream, data
+    )
 
 
 def _event(name: str, kind: str, severity: str, stream: str, data: Mapping[str, Any]) -> CloudEvent:
@@ -103,10 +105,10 @@ class FakeTarget:
 class World:
     """A log and what is in it. `start` begins a sink, or begins it again, as after a restart."""
 
-    def __init__(self, folder: Path, partitions: int = 2) -> None:
-        self.config = Config(data_dir=str(folder), media=Media(partitions=partitions))
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.config = Config(data_dir=str(folder), media=Media(partitions=2), **settings)
         self.clock = FakeClock()
-        self.log = SqliteLog(folder / "log", self.config.log, SystemClock())
+        self.log: Log = open_log(self.config, SystemClock())
         self.log.create_topics(topic_specs(self.config))
         self.labels: dict[str, dict[str, str]] = {}
         self.metrics = SinkMetrics()

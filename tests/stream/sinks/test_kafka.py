@@ -1,0 +1,88 @@
+"""Sinks over a real Kafka: alerts from a cluster, and to a topic of one."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stream.clock import SystemClock
+from stream.config import Config, Kafka, Media
+from stream.errors import UnmaskError
+from stream.log import TopicSpec, everything
+from stream.sinks.delivery import Outcome
+from stream.sinks.loop import SinkLoop
+from stream.sinks.service import lag
+from stream.sinks.settings import Flood, KafkaTopic
+from stream.sinks.topic import TopicTarget
+from stream.watch import structured
+from tests.stream.sinks.world import REFUSED, FakeTarget, World, end, incident
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def world(tmp_path: Path, servers: str) -> Iterator[World]:
+    kafka = Kafka(bootstrap_servers=servers, replication=1, session_s=6.0)
+    made = World(tmp_path, kafka=kafka, prefix=f"t{uuid.uuid4().hex[:12]}")
+    made.clock = SystemClock()  # type: ignore[assignment]
+    yield made
+    made.log.close()
+
+
+def run(loop: SinkLoop, reached: Callable[[], object]) -> None:
+    """Step until it is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < deadline, "not in time"
+        try:
+            loop.step()
+        except UnmaskError as error:
+            print(error)
+        time.sleep(0.02)
+
+
+def placed(world: World) -> bool:
+    return "s#position" in world.states()
+
+
+def test_a_sink_goes_on_where_another_process_ended(world: World) -> None:
+    target = FakeTarget()
+    world.write(incident("old"))
+    loop = world.loop(target, flood=Flood(most=2, within_s=1.0))
+    run(loop, lambda: placed(world) and len(loop._parts) == 2)
+    target.answers.append(REFUSED)
+    world.write(incident("bad"), incident("good"), incident("held"))
+    run(loop, lambda: target.got == ["good.1"] and world.counted("unmask_sink_held_back_total") == 1)
+    end(loop)
+    world.write(incident("good", 2, "retracted"), incident("held", 2, "retracted"))
+    other = FakeTarget()
+    loop = world.loop(other)
+    run(loop, lambda: len(other.got) == 4)
+    end(loop)
+    assert {"bad.1", "good.2", "held.2"} < set(other.got)
+    assert [event.data["count"] for event in other.events if "count" in event.data] == [1]
+    assert "old.1" not in [*target.tried, *other.tried]
+    assert world.states().keys() == {"s#position", "s!bad"}
+    assert lag(world.config, world.log, loop.group) < 10, "ends of transactions count"
+
+
+def test_alerts_go_to_a_topic_as_they_stand(world: World) -> None:
+    name = f"{world.config.prefix}-moderation"
+    settings = KafkaTopic(type="kafka", topic=name)
+    target = TopicTarget(settings, "test", world.config, SystemClock())
+    assert target.deliver(incident()).outcome is Outcome.AWAY, "there is no such topic yet"
+    world.log.create_topics([TopicSpec(name, 2)])
+    for number in (1, 2):
+        assert target.deliver(incident(number=number)).outcome is Outcome.DELIVERED
+    target.close()
+    found = list(everything(world.log, name))
+    assert [structured(record) for record in found] == [incident(number=n).structured() for n in (1, 2)]
+    assert {record.key for record in found} == {"studio"}
+
+
+def test_a_cluster_that_is_not_there_is_an_outage() -> None:
+    settings = KafkaTopic(type="kafka", topic="x", cluster=Kafka(bootstrap_servers="127.0.0.1:9"))
+    result = TopicTarget(settings, "test", Config(media=Media()), SystemClock()).deliver(incident())
+    assert (result.outcome, result.reason) == (Outcome.AWAY, "log_away")
