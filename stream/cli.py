@@ -46,6 +46,11 @@ app.add_typer(models, name="models")
 sinks = typer.Typer(help="Where alerts go besides the topic.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sinks, name="sinks")
 
+evidence = typer.Typer(
+    help="What must be kept or must go, whatever retention says.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(evidence, name="evidence")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -949,6 +954,118 @@ def enable_sink(
     from stream.sinks.commands import enable as run
 
     return run(settings, name, sys.stdout)
+
+
+IncidentId = Annotated[
+    str, typer.Argument(metavar="INCIDENT", help="Id of its events, without the number behind the dot.")
+]
+Reason = Annotated[str, typer.Option(help="Why, in words; goes into the journal.")]
+By = Annotated[str | None, typer.Option(help="Who wants it; else the user who runs this.")]
+
+
+@evidence.command(name="hold")
+@_command()
+def hold_evidence(
+    incident: IncidentId,
+    reason: Reason,
+    by: By = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Keep an incident's evidence and events, beyond retention and size, until it is released.
+
+    \b
+    Example:
+        unmask evidence hold 060a2418ec3e607337046a81 --reason "case 12-3456"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import Asked, hold
+
+    return hold(settings, Asked(incident, reason, by or _user()), sys.stdout)
+
+
+@evidence.command(name="release")
+@_command()
+def release_evidence(
+    incident: IncidentId,
+    reason: Reason,
+    by: By = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Let retention have an incident's evidence again.
+
+    \b
+    Example:
+        unmask evidence release 060a2418ec3e607337046a81 --reason "case 12-3456 is over"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import Asked, release
+
+    return release(settings, Asked(incident, reason, by or _user()), sys.stdout)
+
+
+@evidence.command(name="holds")
+@_command()
+def list_holds(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List what is held, since when, by whom and why.
+
+    \b
+    Example:
+        unmask evidence holds
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import list_holds as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@evidence.command(name="purge")
+@_command()
+def purge_evidence(
+    incident: IncidentId,
+    reason: Reason,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A/E/T", help="Only what shows this face, as `track` of its evidence; and clips."
+        ),
+    ] = None,
+    by: By = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Delete an incident's pictures and clips now. What is held is refused (exit code 2).
+
+    \b
+    Example:
+        unmask evidence purge 060a2418ec3e607337046a81 --reason "erasure, request 78"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import Asked, purge
+
+    return purge(settings, Asked(incident, reason, by or _user(), track), sys.stdout)
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
 
 
 @models.command(name="list")

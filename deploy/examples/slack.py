@@ -56,7 +56,8 @@ def incident(data: dict, icon: str) -> str:
         return f"WITHDRAWN: {where}: {escaped(data['reason'])}"
     sure = data.get("expected_precision")
     right = "" if sure is None else f", right with a chance of {sure:.0%}"
-    return f"{icon} {where}: a face looks manipulated ({data['event']}{right}); suggested: {data['suggested_action']}"
+    what = f"a face looks manipulated ({data['event']}{right})"
+    return f"{icon} {where}: {what}; suggested: {data['suggested_action']}"
 
 
 def escaped(words: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stream.alerts import CloudEvent
+from stream.durable import sync_folder
 from stream.errors import Code, UnmaskError
 from stream.sinks.delivery import DELIVERED, Outcome, Result
 from stream.sinks.settings import File
@@ -71,7 +72,7 @@ class FileTarget:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _cut_torn(file)
-            _sync(folder)
+            sync_folder(folder)
         except BaseException:
             file.close()
             raise
@@ -121,14 +122,6 @@ def _cut_torn(file: BinaryIO) -> None:
         os.ftruncate(file.fileno(), size - torn)
         os.fsync(file.fileno())
     file.seek(0, os.SEEK_END)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _said(error: OSError) -> str:
