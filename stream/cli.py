@@ -1029,6 +1029,29 @@ def list_holds(as_json: AsJson = False, config: ConfigPath = None, overrides: Ov
     return run(settings, as_json, sys.stdout)
 
 
+@evidence.command(name="fetch")
+@_command()
+def fetch_evidence(
+    reference: Annotated[str, typer.Argument(metavar="evidence://...", help="As alerts name it.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Write a picture or a clip into a file, from this data folder or from evidence.store.
+
+    \b
+    Example:
+        unmask evidence fetch evidence://SHA256 --out crop.png
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import fetch
+
+    return fetch(settings, reference, out, sys.stdout)
+
+
 @evidence.command(name="purge")
 @_command()
 def purge_evidence(

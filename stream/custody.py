@@ -7,7 +7,8 @@ before it is done.
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from stream.alerts import iso
@@ -15,9 +16,10 @@ from stream.assemble import data_folder
 from stream.clock import Clock, SystemClock
 from stream.config import Config
 from stream.console import clean
+from stream.copies import Store, purge_everywhere, read_evidence, share_hold, store_of, unshare_hold
 from stream.deadletters import recorded
 from stream.errors import Code, UnmaskError
-from stream.evidence import EvidenceStore
+from stream.evidence import SCHEME, EvidenceStore
 from stream.holds import INCIDENT, Hold, Holds
 from stream.incidents import EventKind
 from stream.log import everything
@@ -45,7 +47,7 @@ class Asked:
 def hold(config: Config, asked: Asked, out: TextIO) -> int:
     """Keep an incident's evidence, and its events, until it is released; again: what has come since, too."""
     _check(asked)
-    clock, (store, holds) = SystemClock(), _opened(config)
+    clock, shared, (store, holds) = SystemClock(), store_of(config), _opened(config)
     events = _events(config, asked.incident)
     before = holds.of(asked.incident)
     named = {ref for event in events for ref, _, _ in _evidence(event)} | set(
@@ -53,12 +55,15 @@ def hold(config: Config, asked: Asked, out: TextIO) -> int:
     )
     since = before.since_us if before else clock.now_us()
     _note(holds, clock, "hold", asked, named)
+    made = Hold(asked.incident, asked.reason, asked.by, since, tuple(sorted(named)), tuple(events))
     with _told():
-        holds.put(Hold(asked.incident, asked.reason, asked.by, since, tuple(sorted(named)), tuple(events)))
-    missing = sum(not _there(store, reference) for reference in named)
+        holds.put(made)
+    if shared is not None:
+        share_hold(shared, asked.incident, asdict(made))
+    missing = sum(not _there(store, shared, reference) for reference in named)
     out.write(f"{asked.incident}: {len(named) - missing} files are held\n")
     if missing:
-        out.write(f"{missing} more are not in this folder: expired, or on another machine\n")
+        out.write(f"{missing} more are not here: expired, or on another machine\n")
     _tell_if_open(events, "hold it again when it has closed", out)
     return OK
 
@@ -66,10 +71,12 @@ def hold(config: Config, asked: Asked, out: TextIO) -> int:
 def release(config: Config, asked: Asked, out: TextIO) -> int:
     """Let retention have an incident's evidence again."""
     _check(asked)
-    clock, (_, holds) = SystemClock(), _opened(config)
+    clock, shared, (_, holds) = SystemClock(), store_of(config), _opened(config)
     if _hold_of(holds, asked.incident) is None:
         raise UnmaskError(Code.SOURCE_NOT_FOUND, f"incident {asked.incident} is not held")
     _note(holds, clock, "release", asked, ())
+    if shared is not None:
+        unshare_hold(shared, asked.incident)
     with _told():
         holds.release(asked.incident)
     out.write(f"{asked.incident} is released: what is old enough goes with the next sweep\n")
@@ -99,7 +106,7 @@ def purge(config: Config, asked: Asked, out: TextIO) -> int:
     Raises `UnmaskError` (SOURCE_REFUSED) for evidence that is held, by this incident or another.
     """
     _check(asked)
-    clock, (store, holds) = SystemClock(), _opened(config)
+    clock, shared, (store, holds) = SystemClock(), store_of(config), _opened(config)
     events = _events(config, asked.incident)
     named = {
         ref
@@ -114,11 +121,15 @@ def purge(config: Config, asked: Asked, out: TextIO) -> int:
         )
     with _told():
         held = [each.incident for each in holds.all() if named & set(each.references)]
+    if shared is not None and not held and named & shared.held():
+        held = ["an incident on another machine"]
     if held:
         raise UnmaskError(
             Code.SOURCE_REFUSED, f"it is under legal hold for {', '.join(held)}; release that first"
         )
     _note(holds, clock, "purge", asked, named)
+    if shared is not None:
+        out.write(f"{asked.incident}: {purge_everywhere(shared, named)} files deleted in evidence.store\n")
     with _told():
         gone = store.purge(named)
     out.write(f"{asked.incident}: {gone} files deleted\n")
@@ -128,9 +139,26 @@ def purge(config: Config, asked: Asked, out: TextIO) -> int:
     return OK
 
 
+def fetch(config: Config, reference: str, target: Path, out: TextIO) -> int:
+    """Write what a reference names into a file, from this data folder or from the store."""
+    store, _ = _opened(config)
+    try:
+        content, suffix = read_evidence(reference, store, store_of(config))
+    except ValueError as error:
+        raise UnmaskError(Code.SOURCE_SYNTAX, str(error)) from None
+    except FileNotFoundError as error:
+        raise UnmaskError(Code.SOURCE_NOT_FOUND, str(error)) from None
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise UnmaskError(Code.CONFIG, f"--out {target} cannot be written: {error.strerror}") from None
+    out.write(f"{target}: {len(content)} bytes, {suffix.removeprefix('.')}\n")
+    return OK
+
+
 def _opened(config: Config) -> tuple[EvidenceStore, Holds]:
     folder = data_folder(config) / "evidence"
-    if not folder.is_dir():
+    if not folder.is_dir() and not config.evidence.store:
         raise UnmaskError(
             Code.SOURCE_NOT_FOUND,
             f"there is no evidence in {folder}; name the folder with --set data_dir=...",
@@ -163,7 +191,7 @@ def _check(asked: Asked) -> None:
     if not INCIDENT.fullmatch(asked.incident):
         raise UnmaskError(
             Code.SOURCE_SYNTAX,
-            f"{asked.incident[:80]!r} is no incident's id: that of an event without the number behind the dot",
+            f"{asked.incident[:80]!r} is no incident's id, which is an event's without its number",
         )
     for name, words in (("reason", asked.reason), ("by", asked.by)):
         if not words.strip() or len(words) > MAX_WORDS:
@@ -189,11 +217,11 @@ def _hold_of(holds: Holds, incident: str) -> Hold | None:
         return holds.of(incident)
 
 
-def _there(store: EvidenceStore, reference: str) -> bool:
+def _there(store: EvidenceStore, shared: Store | None, reference: str) -> bool:
     try:
         store.path(reference)
     except FileNotFoundError:
-        return False
+        return shared is not None and bool(shared.find(reference.removeprefix(SCHEME)))
     return True
 
 

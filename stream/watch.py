@@ -21,6 +21,7 @@ from stream.clock import Clock, Deadline, SystemClock
 from stream.config import Config
 from stream.console import Console, FeedView
 from stream.controls import FeedPhase
+from stream.copies import copying
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.health import serve
@@ -85,6 +86,9 @@ class Session:
         self._log.create_topics(topic_specs(config))
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
         metrics = Metrics(assembly.usage)
+        copier = copying(config, evidence, clock, metrics)
+        if copier is not None:
+            stack.callback(copier.stop)
         if config.worker.metrics_port:
             serve(metrics.registry, config.worker.metrics_port, config.worker.metrics_host)
 
