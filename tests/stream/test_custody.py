@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +195,34 @@ def test_holds_are_listed_and_belong_to_the_owner(kept: Kept) -> None:
 def test_without_evidence_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnmaskError, match="there is no evidence in"):
         hold(Config(data_dir=str(tmp_path)), Asked("i1", "x", "me"), io.StringIO())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_commands_of_the_docs_work(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    name = "060a2418ec3e607337046a81"
+    kept.write(name, 1, "closed", [(kept.a, "crop", A), (kept.b, "crop", B)])
+    kept.world.log.close()
+    doc = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text()
+    script = doc.split("```sh\n")[1].split("```")[0]
+    assert script.count(name) == 4
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "UNMASK_DATA_DIR": str(tmp_path),
+            "UNMASK_MEDIA__PARTITIONS": "2",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{name}: 2 files are held" in done.stdout
+    assert "A. Person: case 12-3456" in done.stdout
+    assert kept.there() == {"clip", "other"}
+    assert [action for action, _, _ in kept.journal()] == ["hold", "release", "purge", "purge"]
