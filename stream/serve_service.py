@@ -45,6 +45,7 @@ def serve(config: Config) -> int:
                 config.worker.metrics_port,
                 config.worker.metrics_host,
                 service.healthy,
+                service.ready,
             )
         service.start()
         logger.info("serving %d sinks: %s", len(sinks), ", ".join(sinks))

@@ -134,6 +134,8 @@ class SinkLoop:
         self._looked_at = clock.monotonic()
         self._taking: bool | None = None
         self.turned_at = clock.monotonic()
+        self.works = False
+        """The last turn of the loop had no trouble with the log."""
         metrics.up.labels(name).set(1)
         metrics.disabled.labels(name).set(0)
         metrics.delivered.labels(name)
@@ -153,13 +155,17 @@ class SinkLoop:
     def _turn(self) -> float:
         """Do one step; return how long to wait before the next."""
         try:
-            return 0.0 if self.step() else NAP_S
+            busy = self.step()
+            self.works = True
+            return 0.0 if busy else NAP_S
         except UnmaskError as error:
+            self.works = False
             logger.warning("sink %s: %s; trying again", self.name, error)
             if error.code not in (Code.LOG_AWAY, Code.LOG_FENCED):
                 self._leave(0.0)
         except Exception:
             # The sink's own fault must not end it for good, nor anything else.
+            self.works = False
             logger.exception("sink %s failed, beginning anew", self.name)
             self._leave(0.0)
         return RETRY_S
@@ -211,7 +217,9 @@ class SinkLoop:
         self._taking = takes
 
     def _stands_still(self) -> bool:
-        return self._disabled() or self._clock.now_us() < self._away_until_us
+        # A clock that was set back must not make an hour of a second.
+        wait_us = self._away_until_us - self._clock.now_us()
+        return self._disabled() or 0 < wait_us <= RETRY_AFTER_MAX_S * MICRO
 
     def _disabled(self) -> bool:
         return any(part.disabled is not None for part in self._parts.values())

@@ -101,6 +101,10 @@ class SinkService:
         """Whether every sink's thread lives. One that hangs is told by metrics, not by a restart of all."""
         return all(thread.is_alive() for thread in self._threads) or self._stopping.is_set()
 
+    def ready(self) -> bool:
+        """Whether every sink can read the log; receivers that are away make nobody unready."""
+        return self.healthy() and all(loop.works for loop in self._loops)
+
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK_S):
             self.look()

@@ -11,11 +11,12 @@ from stream.clock import SystemClock
 from stream.config import Config, Kafka, Media
 from stream.errors import UnmaskError
 from stream.log import TopicSpec, everything
-from stream.sinks.delivery import Outcome
+from stream.sinks.delivery import DELIVERED, Outcome
 from stream.sinks.loop import SinkLoop
 from stream.sinks.service import lag
 from stream.sinks.settings import Flood, KafkaTopic
 from stream.sinks.topic import TopicTarget
+from stream.topics import media_partition
 from stream.watch import structured
 from tests.stream.sinks.world import REFUSED, FakeTarget, World, end, incident
 
@@ -32,14 +33,19 @@ def world(tmp_path: Path, servers: str) -> Iterator[World]:
 
 
 def run(loop: SinkLoop, reached: Callable[[], object]) -> None:
-    """Step until it is so."""
+    run_all([loop], reached)
+
+
+def run_all(loops: list[SinkLoop], reached: Callable[[], object]) -> None:
+    """Let each have its turn until it is so."""
     deadline = time.monotonic() + PATIENCE_S
     while not reached():
         assert time.monotonic() < deadline, "not in time"
-        try:
-            loop.step()
-        except UnmaskError as error:
-            print(error)
+        for loop in loops:
+            try:
+                loop.step()
+            except UnmaskError as error:
+                print(error)
         time.sleep(0.02)
 
 
@@ -75,6 +81,29 @@ def test_a_sink_goes_on_where_another_process_ended(world: World) -> None:
     assert "old.1" not in [*target.tried, *other.tried]
     assert {"s#position", "s!bad"} <= world.states().keys() <= {"s#position", "s!bad", "s!held"}
     assert lag(world.config, world.log, loop.group) < 10, "ends of transactions count"
+
+
+def test_what_a_sink_knows_goes_with_the_partition(world: World) -> None:
+    """Withdrawals and retries are for whoever has the partition now."""
+    streams = [next(f"cam{n}" for n in range(99) if media_partition(f"cam{n}", 2) == p) for p in (0, 1)]
+    one, two = FakeTarget(), FakeTarget()
+    first = world.loop(one, member="one")
+    run_all([first], lambda: len(first._parts) == 2)
+    one.answers += [DELIVERED, DELIVERED, REFUSED, REFUSED]
+    for kind in ("told", "bad"):
+        world.write(*(incident(f"{kind}-{stream}", stream=stream) for stream in streams))
+    run_all([first], lambda: len(one.tried) == 4)
+    second = world.loop(two, member="two")
+    run_all([first, second], lambda: len(first._parts) == len(second._parts) == 1)
+    world.write(*(incident(f"told-{stream}", 2, "retracted", stream=stream) for stream in streams))
+    wanted = {f"told-{stream}.2" for stream in streams} | {f"bad-{stream}.1" for stream in streams}
+    run_all([first, second], lambda: wanted <= {*one.got, *two.got})
+    assert two.got
+    assert sorted(one.got + two.got) == sorted({*one.got, *two.got}), "each once"
+    end(first)
+    world.write(*(incident("last-" + stream, stream=stream) for stream in streams))
+    run_all([second], lambda: {f"last-{stream}.1" for stream in streams} <= set(two.got))
+    end(second)
 
 
 def test_alerts_go_to_a_topic_as_they_stand(world: World) -> None:

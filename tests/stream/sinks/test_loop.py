@@ -203,6 +203,18 @@ def test_a_wait_that_was_asked_for_outlives_a_restart(world: World) -> None:
     assert target.got == ["i1.1", "i2.1"]
 
 
+def test_a_clock_that_is_set_back_silences_nobody(world: World) -> None:
+    target = FakeTarget()
+    target.answers.append(AWAY)
+    loop = world.start(target)
+    world.write(incident("i1"))
+    settle(loop)
+    world.clock.advance(-30 * DAY_S)
+    world.write(incident("i2", stream="lobby"))
+    settle(loop)
+    assert target.got[0] == "i2.1"
+
+
 def test_a_bug_in_a_target_is_an_outage_and_no_end(world: World, caplog: pytest.LogCaptureFixture) -> None:
     target = FakeTarget()
     loop = world.start(target)

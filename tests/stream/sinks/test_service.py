@@ -86,6 +86,7 @@ def test_sinks_that_hang_delay_no_other_and_the_end_is_bounded(world: World, tmp
         until(lambda: len(lines(path)) == 5 and len(well.requests) == 5)
         assert lines(path) == [f"i{n}.1" for n in range(5)]
         assert made.healthy()
+        until(made.ready)
         until(lambda: scraped(made, 'lag_records{sink="file"}') == "0.0")
         assert scraped(made, 'delivered_total{sink="file"}') == "5.0"
         assert scraped(made, 'delivered_total{sink="hanging"}') == "0.0"

@@ -129,7 +129,9 @@ class World:
                 producer.send(record)
             producer.flush(10)
 
-    def loop(self, target: FakeTarget, log: Any = None, name: str = "s", **settings: Any) -> SinkLoop:
+    def loop(
+        self, target: FakeTarget, log: Any = None, name: str = "s", member: str = "serve", **settings: Any
+    ) -> SinkLoop:
         return SinkLoop(
             name,
             Stdout(type="stdout", **settings),
@@ -140,7 +142,7 @@ class World:
             self.clock,
             random.Random(7),
             self.metrics,
-            "serve",
+            member,
         )
 
     def start(self, target: FakeTarget, **settings: Any) -> SinkLoop:
