@@ -236,25 +236,31 @@ class SinkLoop:
         part = self._parts[record.partition]
         try:
             alert = alert_of(record)
-            wanted = self._wanted(part, alert)
-        except UnmaskError as error:
-            if error.code is not Code.SCHEMA:
-                # Labels cannot be asked for now: the record is taken again.
-                consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
-                raise
-            self._unreadable(record, error)
-        except ValueError as error:
-            self._unreadable(record, error)
-        else:
+        except (UnmaskError, ValueError) as error:
             self._move(record.partition, record.offset + 1)
+            self._unreadable(record, error)
+            return
+        try:
+            wanted = self._wanted(part, alert)
+        except UnmaskError:
+            # Labels cannot be asked for now: the record is taken again.
+            consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
+            raise
+        self._move(record.partition, record.offset + 1)
+        try:
             self._decide(part, alert, wanted)
+        except UnmaskError:
+            raise
+        except Exception as error:
+            # Our own fault, which would come again with the record.
+            logger.exception("sink %s failed", self.name)
+            self._unreadable(record, error)
 
     def _wanted(self, part: Part, alert: Alert) -> bool:
         """Who was told of an incident is told the rest of it."""
         return alert.incident in part.told or wants(self._settings.only, alert, self._labels)
 
     def _unreadable(self, record: Record, error: Exception) -> None:
-        self._move(record.partition, record.offset + 1)
         self._drop(Dropped.UNREADABLE)
         where = f"{record.topic}/{record.partition}/{record.offset}"
         logger.error("sink %s: %s cannot be read: %s", self.name, where, error)

@@ -15,7 +15,7 @@ from typing import Any
 from stream.alerts import CloudEvent, event_of, iso
 from stream.incidents import EventKind
 from stream.log import Readable, TopicPartition
-from stream.records import SCHEMA, OutRecord, Record, check_schema
+from stream.records import SCHEMA, OutRecord, Record, check_schema, split_stream_id
 from stream.sinks.settings import SEVERITIES
 
 SEEN = 2000
@@ -74,6 +74,9 @@ def alert_of(record: Record) -> Alert:
     attributes, data = event.attributes, event.data
     if not isinstance(data, dict) or not isinstance(data.get("stream"), str):
         raise ValueError("its body names no stream")
+    if not isinstance(data.get("incident", ""), str):
+        raise ValueError("its incident is no text")
+    split_stream_id(data["stream"])
     missing = [name for name in ("id", "source", "type", "severity") if not attributes.get(name)]
     if missing or attributes["severity"] not in SEVERITIES:
         raise ValueError(f"it lacks {', '.join(missing) or 'a severity'}")

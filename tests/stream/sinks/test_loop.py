@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -467,6 +468,9 @@ def test_what_cannot_be_read_is_counted_and_stops_nothing(world: World) -> None:
         (b"no json", dict(good.headers())),
         (b"null", dict(good.headers())),
         (b"{}", dict(good.headers())),
+        (b'{"stream": "a/b"}', dict(good.headers())),
+        (b'{"stream": 5}', dict(good.headers())),
+        (b'{"stream": "a", "incident": ["i"]}', dict(good.headers())),
         (good.body(), {**good.headers(), "schema": b"9"}),
         (good.body(), {**good.headers(), "ce_severity": b"dire"}),
         (good.body(), {**good.headers(), "ce_id": b"\xff"}),
@@ -477,6 +481,25 @@ def test_what_cannot_be_read_is_counted_and_stops_nothing(world: World) -> None:
     settle(loop)
     assert target.got == ["i1.1"]
     assert world.dropped("unreadable") == len(bad)
+
+
+def test_a_bug_over_one_alert_is_counted_and_stops_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = FakeTarget()
+    loop = world.start(target)
+    attempt = loop._attempt
+
+    def broken(*arguments: Any) -> None:
+        if arguments[2].id == "i1.1":
+            raise RuntimeError("a bug")
+        attempt(*arguments)
+
+    monkeypatch.setattr(loop, "_attempt", broken)
+    world.write(incident("i1"), incident("i2"))
+    settle(loop)
+    assert target.got == ["i2.1"]
+    assert world.dropped("unreadable") == 1
 
 
 def test_what_is_older_than_a_day_when_it_is_first_seen_is_not_sent(world: World) -> None:
