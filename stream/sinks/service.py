@@ -158,7 +158,9 @@ def _target(name: str, settings: Sink, config: Config, clock: Clock, member: str
         case KafkaTopic():
             from stream.sinks.topic import TopicTarget
 
-            return TopicTarget(settings, f"{config.prefix}-sink-{name}.{member}", config, clock)
+            # A producer of the same name would end this one.
+            slot = ".".join(filter(None, [config.prefix, "sink", name, config.kafka.member_id, member]))
+            return TopicTarget(settings, slot, config, clock)
 
 
 class _Labels:
