@@ -30,8 +30,8 @@ TURN_S = 5.0
 FOLLOW_S = 60.0
 """Between looks for purges of other machines."""
 
-STOP_S = 2.0
-"""What a copy that is under way gets to end when the process does."""
+STOP_S = 5.0
+"""What the last copies get when the process ends: those of a file that was watched are seconds old."""
 
 SWEEP_S = 6 * 3600.0
 """Between looks for what is too old: a listing, and a question for each file that is not here any more."""
@@ -161,28 +161,33 @@ class Copier:
         self._purged: set[str] = set()
         self._followed = self._swept = -SWEEP_S
         self._failing = False
-        self._stopping = threading.Event()
+        self._stopping, self._leaving = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="unmask-evidence", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the file that is being copied, or leave it behind."""
+        """Copy what is not copied, for a while, then leave it for the next start."""
         self._stopping.set()
         self._thread.join(STOP_S)
+        self._leaving.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self.turn()
-                self._failing = False
-            except (UnmaskError, OSError) as error:
-                if not self._failing:
-                    logger.warning("evidence is not copied now: %s; trying again", error)
-                self._failing = True
-                self._metrics.evidence_copy_failures.inc()
+            self._try()
             self._stopping.wait(TURN_S)
+        self._try()
+
+    def _try(self) -> None:
+        try:
+            self.turn()
+            self._failing = False
+        except (UnmaskError, OSError) as error:
+            if not self._failing:
+                logger.warning("evidence is not copied now: %s; trying again", error)
+            self._failing = True
+            self._metrics.evidence_copy_failures.inc()
 
     def turn(self) -> None:
         """Do everything that is due. Raises `UnmaskError`, `OSError`; again, it goes on where it was."""
@@ -207,7 +212,7 @@ class Copier:
         waiting = [path for path in self._files() if path.name not in copied]
         for done, path in enumerate(waiting):
             self._metrics.evidence_uncopied.set(len(waiting) - done)
-            if self._stopping.is_set():
+            if self._leaving.is_set():
                 return
             if path.name.partition(".")[0] in self._purged:
                 continue

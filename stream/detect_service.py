@@ -96,9 +96,9 @@ class _Service:
         elif self._worker.error is None and self._thread.is_alive():
             sentence = f"a stage has done nothing for {self._config.worker.stall_s:g} s"
             self._worker.fail(UnmaskError(Code.STAGE_WEDGED, sentence))
+        self._thread.join(self._config.worker.shutdown_s + LEAVE_S)
         if self._copier is not None:
             self._copier.stop()
-        self._thread.join(self._config.worker.shutdown_s + LEAVE_S)
         if self._thread.is_alive():
             logger.error("the worker hangs, leaving it behind")
             return FAILED

@@ -216,8 +216,10 @@ def test_the_thread_copies_by_itself_and_ends(tmp_path: Path, address: str) -> N
     while not Store(address).find(reference.removeprefix("evidence://")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    last = local.put(b"y", ".png")
     copier.stop()
     assert not copier._thread.is_alive()
+    assert Store(address).find(last.removeprefix("evidence://")), "what came last is copied before the end"
 
 
 def test_without_a_store_nothing_is_copied(tmp_path: Path) -> None:
