@@ -6,7 +6,7 @@ Binary mode for the log, one structured JSON line for `watch --json`. The body i
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ from stream.clock import Clock
 from stream.drift import Shift
 from stream.feeds import DRIFT, FeedEvent
 from stream.incidents import Crop, EventKind, IncidentEvent, Moment, Severity, TrackView
-from stream.records import SCHEMA, OutRecord, Topic, is_replay
+from stream.records import SCHEMA, OutRecord, Record, Topic, is_replay
 from stream.scores import (
     DroppedRecord,
     ScoreRecord,
@@ -211,7 +211,7 @@ class Publisher:
         dataref = event.clip or (evidence[0]["ref"] if evidence else None)
         if dataref:
             attributes["dataref"] = dataref
-        return CloudEvent(attributes, _fit(self._incident_data(event, evidence)))
+        return CloudEvent(attributes, shortened(self._incident_data(event, evidence)))
 
     def _incident_data(self, event: IncidentEvent, evidence: list[dict[str, Any]]) -> dict[str, Any]:
         judgement = event.judgement
@@ -398,21 +398,26 @@ def _clip(ref: str | None) -> list[dict[str, Any]]:
     return [{"kind": "clip", "ref": ref, "media_us": None, "track": None}] if ref else []
 
 
-def _fit(data: dict[str, Any]) -> dict[str, Any]:
-    """Shorten lists, the least important first, until the body is below its bound.
+def shortened(data: Mapping[str, Any], limit: int = MAX_BODY) -> dict[str, Any]:
+    """Return an event's data with lists cut, the least important first, until it has below `limit` bytes.
 
     With the shipped settings nothing is ever cut; long lists in a member's metadata could make it so.
     """
-    shorten: Sequence[Callable[[], Any]] = (
-        lambda: data["tracks"] and data["tracks"].pop(),
-        lambda: data["not_tested_for"] and data["not_tested_for"].pop(),
-        lambda: data["tested_for"] and data["tested_for"].pop(),
-        lambda: data["evidence"] and data["evidence"].pop(0),
-    )
-    for step in shorten:
-        while len(_json(data)) >= MAX_BODY and step():
-            pass
-    return data
+    cut = dict(data)
+    for name in ("tracks", "not_tested_for", "tested_for", "evidence"):
+        while cut.get(name) and len(_json(cut)) >= limit:
+            cut[name] = cut[name][1:] if name == "evidence" else cut[name][:-1]
+    return cut
+
+
+def event_of(record: Record) -> CloudEvent:
+    """Return the event that a record of the `alerts` topic holds. Raises ValueError if it holds none."""
+    attributes = {
+        name.removeprefix("ce_"): value.decode()
+        for name, value in record.headers.items()
+        if name.startswith("ce_")
+    }
+    return CloudEvent(attributes, json.loads(record.value or b"null"))
 
 
 def _sequence(number: int) -> str:

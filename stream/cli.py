@@ -43,6 +43,14 @@ models = typer.Typer(
 )
 app.add_typer(models, name="models")
 
+sinks = typer.Typer(help="Where alerts go besides the topic.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(sinks, name="sinks")
+
+evidence = typer.Typer(
+    help="What must be kept or must go, whatever retention says.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(evidence, name="evidence")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -162,6 +170,27 @@ def detect(config: ConfigPath = None, overrides: Overrides = None) -> int:
     settings = load(config, overrides or [], os.environ)
     _log_to_stderr(quiet=False)
     from stream.detect_service import detect as run
+
+    return _leave(run(settings))
+
+
+@app.command()
+@_command(stopped=OK)
+def serve(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Deliver alerts to webhooks, files, commands and topics, as sinks.file says; a service.
+
+    Runs until SIGTERM or Ctrl-C, then finishes what it is sending and ends with exit code 0; 1 means start me
+    again, as a supervisor does.
+
+    \b
+    Example, beside a running unmask watch:
+        unmask serve --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=False)
+    from stream.serve_service import serve as run
 
     return _leave(run(settings))
 
@@ -863,6 +892,203 @@ def replay_letter(
     from stream.deadletters import replay as run
 
     return run(settings, name, wait, as_json, sys.stdout)
+
+
+@sinks.command(name="list")
+@_command()
+def list_sinks(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List the sinks of the configuration and how each stands; addresses are redacted.
+
+    \b
+    Example:
+        unmask sinks list --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.sinks.commands import list_sinks as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@sinks.command(name="test")
+@_command()
+def try_sink(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As listed.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Deliver a sample, unmask.sink.test.v1, by one sink. Exit code 1 if it was not taken.
+
+    \b
+    Example:
+        unmask sinks test moderation --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.sinks.commands import try_sink as run
+
+    return run(settings, name, sys.stdout)
+
+
+@sinks.command(name="enable")
+@_command()
+def enable_sink(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As listed.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Let a sink send again that stopped because its receiver was gone (410); what has waited follows.
+
+    \b
+    Example:
+        unmask sinks enable moderation --set sinks.file=sinks.yaml
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.sinks.commands import enable as run
+
+    return run(settings, name, sys.stdout)
+
+
+IncidentId = Annotated[
+    str, typer.Argument(metavar="INCIDENT", help="Id of its events, without the number behind the dot.")
+]
+Reason = Annotated[str, typer.Option(help="Why, in words; goes into the journal.")]
+By = Annotated[str | None, typer.Option(help="Who wants it; else the user who runs this.")]
+
+
+@evidence.command(name="hold")
+@_command()
+def hold_evidence(
+    incident: IncidentId,
+    reason: Reason,
+    by: By = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Keep an incident's evidence and events, beyond retention and size, until it is released.
+
+    \b
+    Example:
+        unmask evidence hold 060a2418ec3e607337046a81 --reason "case 12-3456"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import Asked, hold
+
+    return hold(settings, Asked(incident, reason, by or _user()), sys.stdout)
+
+
+@evidence.command(name="release")
+@_command()
+def release_evidence(
+    incident: IncidentId,
+    reason: Reason,
+    by: By = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Let retention have an incident's evidence again.
+
+    \b
+    Example:
+        unmask evidence release 060a2418ec3e607337046a81 --reason "case 12-3456 is over"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import Asked, release
+
+    return release(settings, Asked(incident, reason, by or _user()), sys.stdout)
+
+
+@evidence.command(name="holds")
+@_command()
+def list_holds(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List what is held, since when, by whom and why.
+
+    \b
+    Example:
+        unmask evidence holds
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import list_holds as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@evidence.command(name="fetch")
+@_command()
+def fetch_evidence(
+    reference: Annotated[str, typer.Argument(metavar="evidence://...", help="As alerts name it.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Write a picture or a clip into a file, from this data folder or from evidence.store.
+
+    \b
+    Example:
+        unmask evidence fetch evidence://SHA256 --out crop.png
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import fetch
+
+    return fetch(settings, reference, out, sys.stdout)
+
+
+@evidence.command(name="purge")
+@_command()
+def purge_evidence(
+    incident: IncidentId,
+    reason: Reason,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A/E/T", help="Only what shows this face, as `track` of its evidence; and clips."
+        ),
+    ] = None,
+    by: By = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Delete an incident's pictures and clips now. What is held is refused (exit code 2).
+
+    \b
+    Example:
+        unmask evidence purge 060a2418ec3e607337046a81 --reason "erasure, request 78"
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.custody import Asked, purge
+
+    return purge(settings, Asked(incident, reason, by or _user(), track), sys.stdout)
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
 
 
 @models.command(name="list")

@@ -448,9 +448,19 @@ class Evidence(Section):
     max_bytes: Bytes = setting(
         10 * 1024**3, "bytes", "Evidence never takes more disk than this; the oldest goes first."
     )
+    store: str = setting(
+        "",
+        "fsspec address",
+        "Copies of all evidence go here too, like s3://bucket/unmask; its credentials come from the "
+        "environment. Empty: the data folder alone.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        self._need(
+            "@" not in self.store,
+            "evidence.store holds what looks like a credential; its driver takes those from the environment",
+        )
         return self._need(
             self.pre_roll_s + self.post_roll_s <= self.clip_max_s,
             f"evidence.clip_max_s is {self.clip_max_s:g}; "
@@ -583,6 +593,14 @@ class Canary(Section):
     )
 
 
+class Sinks(Section):
+    """Where alerts go besides the topic (`unmask serve`)."""
+
+    file: str = setting(
+        "", "YAML file", "Names the sinks: webhooks, files, commands, topics (docs/sinks.md); empty: none."
+    )
+
+
 class Config(Section):
     """Every setting of Unmask."""
 
@@ -624,3 +642,4 @@ class Config(Section):
     identity: Identity = Identity()
     worker: Worker = Worker()
     canary: Canary = Canary()
+    sinks: Sinks = Sinks()

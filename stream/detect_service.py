@@ -13,6 +13,7 @@ from stream.assemble import Assembly, build_reader, data_folder
 from stream.bursts import follower_of
 from stream.clock import Clock, Deadline, SystemClock
 from stream.config import Config
+from stream.copies import copying
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.health import serve
@@ -57,6 +58,7 @@ class _Service:
         self._stopping = stopping
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
         metrics = Metrics(assembly.usage)
+        self._copier = copying(config, evidence, clock, metrics)
 
         def make_aggregate(stream: str) -> StreamAggregate:
             return StreamAggregate(stream, config, assembly.calibration, assembly.provenance, evidence)
@@ -95,6 +97,8 @@ class _Service:
             sentence = f"a stage has done nothing for {self._config.worker.stall_s:g} s"
             self._worker.fail(UnmaskError(Code.STAGE_WEDGED, sentence))
         self._thread.join(self._config.worker.shutdown_s + LEAVE_S)
+        if self._copier is not None:
+            self._copier.stop()
         if self._thread.is_alive():
             logger.error("the worker hangs, leaving it behind")
             return FAILED

@@ -1,6 +1,7 @@
 """Evidence: pictures and clips, content-addressed, durable before anything names them (DESIGN 3.6)."""
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +14,11 @@ import cv2
 from detectors.readings import Image
 from stream import config
 from stream.clock import Clock
+from stream.durable import sync_folder
+from stream.holds import Holds
 from stream.windows import MICRO
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "evidence://"
 
@@ -35,6 +40,8 @@ class Swept:
     evicted: int
     kept: int
     kept_bytes: int
+    held: int = 0
+    """Of those kept, under legal hold."""
 
 
 class EvidenceStore:
@@ -65,7 +72,7 @@ class EvidenceStore:
         folder = self._directory / digest[:2]
         if not folder.exists():
             folder.mkdir(mode=0o700)
-            _sync_directory(self._directory)
+            sync_folder(self._directory)
         # Other processes may put the same into the same folder.
         partial = folder / f"{digest}.{os.getpid()}.partial"
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -75,7 +82,7 @@ class EvidenceStore:
             self._stamp(partial)
             os.fsync(file.fileno())
         partial.rename(folder / f"{digest}{suffix}")
-        _sync_directory(folder)
+        sync_folder(folder)
         return SCHEME + digest
 
     def path(self, reference: str) -> Path:
@@ -97,25 +104,33 @@ class EvidenceStore:
         pinned: Collection[str],
         referenced: Collection[str] | None = None,
     ) -> Swept:
-        """Delete what is too old, too much, or an orphan; nothing in `pinned` (open incidents) ever.
+        """Delete what is too old, too much, or an orphan; nothing in `pinned` (open incidents) or held ever.
 
-        `referenced` are all references that events or states still hold; None leaves orphans alone.
+        `referenced` are all references that events or states still hold; None leaves orphans alone. While the
+        holds cannot be read nothing is deleted, and that is logged.
         """
+        held = self._held()
+        if held is None:
+            return self._untouched()
+        pinned = held.union(pinned)
         now_us = self._clock.now_us()
         orphans = expired = evicted = 0
         kept: list[tuple[int, int, Path]] = []
         for path in self._files():
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # purged just now
+                continue
             changed_us = status.st_mtime_ns // 1000
             age_s = (now_us - changed_us) / MICRO
             reference = SCHEME + path.name.partition(".")[0]
             if reference in pinned:
                 kept.append((changed_us, status.st_size, path))
             elif age_s > ORPHAN_S and _orphaned(path, reference, referenced):
-                path.unlink()
+                path.unlink(missing_ok=True)
                 orphans += 1
             elif age_s > settings.retention_s:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 expired += 1
             else:
                 kept.append((changed_us, status.st_size, path))
@@ -125,10 +140,39 @@ class EvidenceStore:
                 break
             if SCHEME + path.name.partition(".")[0] in pinned:
                 continue
-            path.unlink()
+            path.unlink(missing_ok=True)
             evicted += 1
             total -= size
-        return Swept(orphans, expired, evicted, len(kept) - evicted, total)
+        here = {SCHEME + path.name.partition(".")[0] for _, _, path in kept}
+        return Swept(orphans, expired, evicted, len(kept) - evicted, total, len(held & here))
+
+    def purge(self, wanted: Collection[str]) -> int:
+        """Delete what references name, whatever its age; return how many files there were.
+
+        The caller sees to holds and writes down who wanted it. Raises `ValueError` for text that is no
+        reference, `OSError` when the disk refuses.
+        """
+        gone = 0
+        for reference in wanted:
+            try:
+                path = self.path(reference)
+            except FileNotFoundError:
+                continue
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+            gone += 1
+        return gone
+
+    def _held(self) -> frozenset[str] | None:
+        try:
+            return Holds(self._directory).references()
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.error("legal holds cannot be read, so no evidence is deleted: %s", error)
+            return None
+
+    def _untouched(self) -> Swept:
+        sizes = [path.stat().st_size for path in self._files()]
+        return Swept(0, 0, 0, len(sizes), sum(sizes))
 
     def _find(self, digest: str) -> Path | None:
         for path in (self._directory / digest[:2]).glob(f"{digest}.*"):
@@ -213,11 +257,3 @@ def _orphaned(path: Path, reference: str, referenced: Collection[str] | None) ->
     if path.suffix == ".partial":
         return True
     return referenced is not None and reference not in referenced
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -69,6 +69,11 @@ class Listed:
         fps = self._entries.get(stream, {}).get("fps")
         return float(fps) if isinstance(fps, int | float) and 0 < fps <= MAX_FPS else None
 
+    def labels(self, stream: str) -> dict[str, str]:
+        """Return the labels that the stream's entry gives it, none if it is not listed."""
+        labels = self._entries.get(stream, {}).get("labels")
+        return labels if isinstance(labels, dict) else {}
+
     def _follow(self, partition: TopicPartition, start: int, end: int) -> None:
         for record in self._log.read(partition, start, end):
             self.version += 1

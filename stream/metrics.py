@@ -107,6 +107,16 @@ class Metrics:
         self.evidence_bytes = Gauge(
             "unmask_evidence_bytes", "Size of the evidence store", registry=self.registry
         )
+        self.evidence_uncopied = Gauge(
+            "unmask_evidence_uncopied_files",
+            "Files of evidence that are not in evidence.store yet",
+            registry=self.registry,
+        )
+        self.evidence_copy_failures = Counter(
+            "unmask_evidence_copy_failures_total",
+            "Times that evidence.store did not take a copy",
+            registry=self.registry,
+        )
         self.stream_up = Gauge(
             "unmask_stream_up",
             "1 while the feed's video is alive, by ticks",

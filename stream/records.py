@@ -39,6 +39,7 @@ class Topic(StrEnum):
     ALERTS = "alerts"
     DEADLETTER = "deadletter"
     CANARY = "canary"
+    DELIVERIES = "deliveries"
 
 
 @dataclass(frozen=True, slots=True)

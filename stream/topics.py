@@ -49,6 +49,8 @@ def topic_specs(config: Config) -> list[TopicSpec]:
         kept(Topic.SCORES),
         kept(Topic.ALERTS),
         kept(Topic.DEADLETTER),
+        # What sinks keep of each partition of alerts, in the same partition.
+        TopicSpec(topic_name(config, Topic.DELIVERIES), media.partitions, Cleanup.COMPACT),
         TopicSpec(
             topic_name(config, Topic.CANARY),
             1,

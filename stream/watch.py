@@ -14,13 +14,14 @@ from typing import Any
 import av
 
 from stream.aggregate import StreamAggregate
-from stream.alerts import Publisher
+from stream.alerts import Publisher, event_of
 from stream.assemble import build_reader, data_folder, log_folder, open_embedded
 from stream.bursts import follower_of
 from stream.clock import Clock, Deadline, SystemClock
 from stream.config import Config
 from stream.console import Console, FeedView
 from stream.controls import FeedPhase
+from stream.copies import copying
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.health import serve
@@ -85,6 +86,9 @@ class Session:
         self._log.create_topics(topic_specs(config))
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
         metrics = Metrics(assembly.usage)
+        copier = copying(config, evidence, clock, metrics)
+        if copier is not None:
+            stack.callback(copier.stop)
         if config.worker.metrics_port:
             serve(metrics.registry, config.worker.metrics_port, config.worker.metrics_host)
 
@@ -371,16 +375,7 @@ class Tail:
 
 def structured(record: Record) -> dict[str, Any]:
     """Return an alert record (binary mode) as one JSON object."""
-    attributes = {
-        name.removeprefix("ce_"): value.decode()
-        for name, value in record.headers.items()
-        if name.startswith("ce_")
-    }
-    return {
-        **attributes,
-        "datacontenttype": "application/json",
-        "data": json.loads(record.value or b"null"),
-    }
+    return event_of(record).structured()
 
 
 def length_us(source: Source) -> int | None:

@@ -36,6 +36,7 @@ COMMANDS = (
     "streams",
     "ingest",
     "detect",
+    "serve",
     "canary",
     "retract",
     "enroll",

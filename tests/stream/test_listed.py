@@ -73,3 +73,18 @@ def test_a_stranger_is_looked_for_once_a_second(tmp_path: Path) -> None:
     assert not listed.look_for(f"s{STRANGERS + 1}")
     assert listed.read_at > read_at
     log.close()
+
+
+def test_labels_are_those_of_the_entry(tmp_path: Path) -> None:
+    clock = FakeClock()
+    log = SqliteLog(tmp_path, LogSettings(), clock)
+    log.create_topics([TopicSpec("sources", 1)])
+    with log.producer("test") as producer:
+        producer.send(OutRecord("sources", "a", b'{"labels": {"site": "berlin"}}', {}, 0))
+        producer.send(OutRecord("sources", "b", b'{"labels": "no object"}', {}, 0))
+        producer.flush(10)
+    listed = Listed(log, "sources", clock)
+    listed.read()
+    assert listed.labels("a") == {"site": "berlin"}
+    assert listed.labels("b") == {}
+    assert listed.labels("nobody") == {}
