@@ -15,12 +15,12 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLACES = re.compile(
     r"(?P<url>[A-Za-z][A-Za-z0-9+.-]*(?:://|(?i:%(?:25)*3a%(?:25)*2f%(?:25)*2f))\S+)"
     r"|(?P<userinfo>[^\s/:@'\"]+:(?!//)[^\s@]+@(?=[\w\[]))"
-    r"|(?P<name>(?i:\b(?:(?:proxy-)?authorization|password|passwd|pwd|passphrase|passcode|token|secret"
+    r"|(?P<name>(?i:\b[\w-]{0,40}?(?:authorization|password|passwd|pwd|passphrase|passcode|token|secret"
     r"|credentials?|api[-_]?key|access[-_]?key|secret[-_]?key|stream[-_]?key|signature|streamid|cookie)"
     r"['\"]?\s*[:=]\s*['\"]?))(?i:(?:bearer|basic|digest)\s+)?[^\s'\"]+"
 )
 """Where secrets stand: an address, also percent-encoded; `user:password@host` without a scheme;
-`name: value` or `name=value` as headers and command lines have them."""
+`name: value` or `name=value` as headers, command lines and environments have them, whatever their prefix."""
 _CLOSING = "'\"`>)]},;.:"
 """What a sentence puts behind an address."""
 _KEY_LIKE = 16

@@ -77,6 +77,8 @@ def test_pairs_outside_of_addresses_are_masked(secret: str) -> None:
     for text in (
         f"Authorization: Bearer {secret}",
         f"Authorization: Basic {secret}",
+        f"Proxy-Authorization: Basic {secret}",
+        f"AWS_SECRET_ACCESS_KEY={secret}",
         f"ffmpeg -passphrase={secret} -i x",
         f'{{"password": "{secret}"}}',
         f"admin:{secret}@camera.example:554/x",
