@@ -43,6 +43,9 @@ models = typer.Typer(
 )
 app.add_typer(models, name="models")
 
+tokens = typer.Typer(help="Who may use the web interface.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tokens, name="tokens")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -661,6 +664,87 @@ def ingest(config: ConfigPath = None, overrides: Overrides = None) -> int:
     from stream.ingest_service import ingest as run
 
     return run(settings)
+
+
+@app.command()
+@_command(stopped=OK)
+def serve(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Serve the web interface: what is watched, what was found, and what people decide of it.
+
+    Beside a running unmask watch, which serves one of its own, or over Kafka. Runs until SIGTERM or
+    Ctrl-C. Exit code 1: start it again. Beyond loopback it needs a token: unmask tokens add.
+
+    \b
+    Example, with a broker of deploy/kafka whose topics are made:
+        unmask serve --set kafka.bootstrap_servers=127.0.0.1:9092
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=False)
+    from stream.serving import serve as run
+
+    return run(settings)
+
+
+@tokens.command(name="add")
+@_command()
+def add_token(
+    name: Annotated[str, typer.Argument(help="Who gets it; decisions and the audit log name them so.")],
+    role: Annotated[str, typer.Option(help="viewer, moderator or operator.")] = "viewer",
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Make a token and print it, once: only its hash is kept.
+
+    \b
+    Example:
+        unmask tokens add ada --role moderator
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.tokens import add as run
+
+    return run(settings, name, role, sys.stdout)
+
+
+@tokens.command(name="list")
+@_command()
+def list_tokens(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List whose tokens there are, and their roles.
+
+    \b
+    Example:
+        unmask tokens list
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.tokens import listed as run
+
+    return run(settings, sys.stdout)
+
+
+@tokens.command(name="remove")
+@_command()
+def remove_token(
+    name: Annotated[str, typer.Argument(help="As listed.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Take a token away: it ends within a second, and so do the sessions that began with it.
+
+    \b
+    Example:
+        unmask tokens remove ada
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.tokens import remove as run
+
+    return run(settings, name, sys.stdout)
 
 
 @app.command(name="config")
