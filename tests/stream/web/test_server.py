@@ -1,0 +1,138 @@
+"""The server as a part of a process: it takes its port, follows the log, tells live, and stops in time."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from stream.clock import SystemClock
+from stream.config import Config, Web
+from stream.errors import Code, UnmaskError
+from stream.serving import beside_watch, web_server
+from stream.web.access import Role, add_token, tokens_path
+from stream.web.server import WebServer
+from tests.stream.web.world import AUTHENTIC, World
+
+
+class Running:
+    """A world and a server of its own."""
+
+    def __init__(self, folder: Path, **web: Any) -> None:
+        self.world = World(folder, web=Web(**{"listen": "127.0.0.1:0", **web}))
+        self.server = WebServer(self.world.config, self.world.log, self.world.clock)
+        self.server.start()
+        self.url = f"http://127.0.0.1:{self.server.port}"
+
+    def until(self, path: str, reached: Any, seconds: float = 60.0) -> Any:
+        end = time.monotonic() + seconds
+        while True:
+            found = httpx.get(self.url + path, timeout=30)
+            if found.status_code == 200 and reached(found):
+                return found
+            assert time.monotonic() < end, f"{path} says {found.status_code} {found.text[:300]}"
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        assert self.server.stop(30)
+        self.world.close()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path)
+    yield made
+    made.close()
+
+
+def test_it_is_ready_once_it_has_read_everything_and_follows_from_there(running: Running) -> None:
+    running.until("/readyz", lambda answer: answer.text == "ok\n")
+    running.world.list_source("studio")
+    running.world.tell(AUTHENTIC)
+    running.until(
+        "/api/wall", lambda answer: [one["verdict"] for one in answer.json()["feeds"]] == ["authentic"]
+    )
+    running.until(
+        "/api/coverage", lambda answer: [row["stream"] for row in answer.json()["rows"]] == ["studio"]
+    )
+
+
+def test_changes_are_told_live_and_a_stop_ends_listeners(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    heard: list[dict[str, Any]] = []
+    ended = threading.Event()
+
+    def listen() -> None:
+        with httpx.stream("GET", f"{running.url}/api/events", timeout=60) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and len(line) > 10:
+                    heard.append(json.loads(line.removeprefix("data: ")))
+        ended.set()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    running.world.list_source("studio")
+    running.world.tell(AUTHENTIC)
+    _until(lambda: any(card["verdict"] == "authentic" for told in heard for card in told["feeds"]))
+    assert heard[0]["whole"]
+    running.world.list_source("other")
+    _until(lambda: [card["id"] for card in heard[-1]["feeds"]] == ["other"])
+    assert not heard[-1]["whole"]
+    running.close()
+    assert ended.wait(30)
+    assert not running.server.alive()
+
+
+def _until(reached: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_port_that_is_taken_is_said(running: Running) -> None:
+    config = Config(
+        data_dir=running.world.config.data_dir, web=Web(listen=f"127.0.0.1:{running.server.port}")
+    )
+    with pytest.raises(UnmaskError, match="name a free port of this machine, or off"):
+        web_server(config, running.world.log, SystemClock())
+    with pytest.raises(UnmaskError, match="name a free port"):
+        beside_watch(config, running.world.log, SystemClock())
+
+
+def test_watch_goes_on_without_where_only_the_default_port_is_taken(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def taken(*_: object) -> None:
+        raise UnmaskError(Code.CONFIG, "the port is taken")
+
+    monkeypatch.setattr("stream.serving.web_server", taken)
+    assert beside_watch(Config(), running.world.log, SystemClock()) is None
+    assert "no web interface: the port is taken" in caplog.text
+    assert beside_watch(Config(web=Web(listen="off")), running.world.log, SystemClock()) is None
+
+
+def test_beyond_loopback_nobody_is_let_in_without_a_token(world: World) -> None:
+    config = world.config.model_copy(update={"web": Web(listen="0.0.0.0:0")})
+    with pytest.raises(UnmaskError, match="nobody has a token; make one with unmask tokens add"):
+        WebServer(config, world.log, world.clock)
+    token = add_token(tokens_path(config), "ada", Role.VIEWER)
+    server = WebServer(config, world.log, world.clock)
+    server.start()
+    try:
+        url = f"http://127.0.0.1:{server.port}/api/wall"
+        assert httpx.get(url, timeout=30).status_code == 401
+        assert httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=30).status_code == 200
+    finally:
+        assert server.stop(30)
+
+
+def test_a_port_beyond_the_last_is_refused(world: World) -> None:
+    config = world.config.model_copy(update={"web": Web(listen="127.0.0.1:70000")})
+    with pytest.raises(UnmaskError, match="its port must be at most 65535"):
+        WebServer(config, world.log, world.clock)
