@@ -1,4 +1,4 @@
-// What every page uses: elements without innerHTML, requests, words for figures.
+// What every page uses: elements made one by one and never out of text, requests, words for figures.
 
 export const state = { session: null, feeds: new Map(), head: null };
 

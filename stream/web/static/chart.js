@@ -3,7 +3,7 @@
 import { clock, h, svg } from "./base.js";
 
 const WIDTH = 1000, LEFT = 46, RIGHT = 990;
-const PROB = [14, 150], LOGIT = [176, 290], QUALITY = [312, 350], HEIGHT = 374;
+const PROB = [22, 150], LOGIT = [182, 290], QUALITY = [318, 350], HEIGHT = 374;
 const LIMIT = 10; // log odds; beyond, nothing more is to be seen
 const HOLE_US = 3e6; // a line does not bridge what was not looked at
 
@@ -25,8 +25,8 @@ export function chart(found, times, seek) {
     ...members(times).map((name, at) => svg("path", { class: `member m${at % 4}`, d: path(highest(times, (face) => face.logits[name]), x, logit) })),
     svg("path", { class: "fused", d: path(highest(times, (face) => face.fused), x, logit) }),
     svg("path", { class: "quality", d: path(highest(times, (face) => face.quality), x, (value) => y(QUALITY, value)) }),
-    words(4, PROB[0] + 10, "1"), words(4, PROB[1], "0"), words(LEFT + 4, PROB[0] + 10, "probability, with interval"),
-    words(4, logit(0) + 4, "0"), words(LEFT + 4, LOGIT[0] + 8, "logits of the highest face"), words(LEFT + 4, QUALITY[0] + 8, "quality"),
+    words(4, PROB[0] + 8, "1"), words(4, PROB[1], "0"), words(LEFT, PROB[0] - 7, "probability, with interval"),
+    words(4, logit(0) + 4, "0"), words(LEFT, LOGIT[0] - 7, "logits of the highest face"), words(LEFT, QUALITY[0] - 7, "quality"),
     words(LEFT, HEIGHT - 4, `${clock(first)} UTC`), words(RIGHT - 60, HEIGHT - 4, clock(last)), now);
   root.addEventListener("click", (event) => {
     const bounds = root.getBoundingClientRect();

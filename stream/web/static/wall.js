@@ -13,10 +13,11 @@ let search = "";
 let only = "";
 let sorted = 0;
 let frame = 0;
+let later = 0;
 
 export function enter(main) {
   list = h("ul", { class: "wall", "aria-label": "Feeds, the worst first" });
-  summary = h("p", { class: "faint", role: "status" });
+  summary = h("p", { class: "faint" });
   const filter = h("div", { class: "row" },
     h("label", {}, "Find", h("input", { type: "search", value: search, oninput: (event) => { search = event.target.value.toLowerCase(); order(true); } })),
     h("label", {}, "Show", choice()));
@@ -28,8 +29,7 @@ export function enter(main) {
       if (tile.visible) draw(tile);
     }
   }, { rootMargin: "200px" });
-  changed();
-  order(true);
+  update();
 }
 
 export function leave() {
@@ -53,13 +53,15 @@ function choice() {
 
 function update() {
   for (const [id, tile] of tiles) if (!state.feeds.has(id)) { seen.unobserve(tile.root); tile.root.remove(); tiles.delete(id); }
+  let fresh = false;
   for (const card of state.feeds.values()) {
+    fresh ||= !tiles.has(card.id);
     const tile = tiles.get(card.id) ?? made(card.id);
     if (tile.card === card) continue;
     tile.card = card;
     if (tile.visible) draw(tile);
   }
-  order(false);
+  order(fresh);
 }
 
 function wanted(card) {
@@ -73,8 +75,11 @@ function wanted(card) {
 }
 
 function order(now) {
-  if (!now && Date.now() - sorted < SORT_MS) return;
-  if (!now && list.contains(document.activeElement)) return; // not while a tile is being used
+  const soon = SORT_MS - (Date.now() - sorted);
+  if (!now && (soon > 0 || list.contains(document.activeElement))) { // not while a tile is being used
+    later ||= setTimeout(() => { later = 0; if (list) order(false); }, Math.max(soon, 500));
+    return;
+  }
   sorted = Date.now();
   const cards = [...state.feeds.values()].filter(wanted);
   cards.sort((a, b) => a.rank - b.rank || (a.id < b.id ? -1 : 1));
@@ -129,9 +134,9 @@ function draw(tile) {
   const live = card.state === "live" || card.state === "degraded";
   tile.verdict.replaceChildren(...(card.verdict && live ? [tag(card.verdict), reasons, said(card)] : ["nothing said of it now"]));
   tile.why.textContent = [card.why, card.muted_until_us && `muted by ${card.muted_by}: ${card.muted_why}`].filter(Boolean).join("; ");
-  tile.facts.textContent = [
+  tile.facts.textContent = live ? [
     card.lag_s === null ? card.kind : `${number(card.lag_s, 1)} s behind`, `${number(card.fps, 1)} pictures/s`, `${card.faces} faces`,
-  ].join(" · ");
+  ].join(" · ") : "";
   line(tile, card.spark);
   if (card.picture_us && card.picture_us !== tile.picture) {
     tile.picture = card.picture_us;
