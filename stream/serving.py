@@ -27,7 +27,7 @@ STOPPED, FAILED = 0, 1
 def serve(config: Config) -> int:
     """Serve the web interface until told to stop (SIGTERM, SIGINT); return the exit code.
 
-    Raises `UnmaskError` (CONFIG) if it cannot: the port, the tokens, the extra `serve`.
+    Raises `UnmaskError` if it cannot: the port, the tokens (CONFIG), the extra `serve` (PROGRAM_MISSING).
     """
     if config.web.listen == OFF:
         raise UnmaskError(
@@ -50,12 +50,14 @@ def serve(config: Config) -> int:
 
 
 def web_server(config: Config, log: Log, clock: Clock) -> "WebServer":
-    """Return the web interface, its port taken. Raises `UnmaskError` (CONFIG)."""
+    """Return the web interface, its port taken. Raises `UnmaskError`: CONFIG as `WebServer` does,
+    PROGRAM_MISSING without the extra `serve`."""
     try:
         from stream.web.server import WebServer
     except ModuleNotFoundError as error:
         raise UnmaskError(
-            Code.CONFIG, f"the web interface needs {error.name}; pip install 'unmask[serve]' brings it"
+            Code.PROGRAM_MISSING,
+            f"the web interface needs {error.name}; pip install 'unmask[serve]'",
         ) from error
     return WebServer(config, log, clock)
 
@@ -72,5 +74,6 @@ def beside_watch(config: Config, log: Log, clock: Clock) -> "WebServer | None":
     except UnmaskError as error:
         if config.web.listen != Web().listen:
             raise
-        logger.warning("no web interface: %s", error)
+        level = logging.INFO if error.code is Code.PROGRAM_MISSING else logging.WARNING
+        logger.log(level, "no web interface: %s", error)
         return None

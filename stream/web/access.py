@@ -167,7 +167,7 @@ def _entry(path: Path, number: int, words: list[str]) -> Entry:
     if len(words) != 3 or not NAME.fullmatch(words[0]) or not re.fullmatch("[0-9a-f]{64}", words[2]):
         raise UnmaskError(
             Code.CONFIG,
-            f"line {number} of tokens file {path} is no NAME ROLE SHA256; unmask tokens add writes such lines",
+            f"line {number} of tokens file {path} is no NAME ROLE SHA256 as unmask tokens add writes",
         )
     return Entry(words[0], Role.of(words[1]), words[2])
 

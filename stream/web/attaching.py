@@ -53,7 +53,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
         if not LABEL.fullmatch(name) or len(value) > MAX_LABEL_VALUE or not value.isprintable():
             raise FieldError(
                 "labels",
-                f"label {name[:40]!r} must have a name of 1 to 32 letters, digits and . _ - and a value of at "
+                f"label {name[:40]!r} must have a name of 1 to 32 letters, digits, . _ - and a value of at "
                 f"most {MAX_LABEL_VALUE} characters",
             )
     return dict(labels)

@@ -41,7 +41,7 @@ async function refresh(view) {
 function draw(view, found, times, at) {
   const data = found.newest;
   const clip = data?.evidence.filter((item) => item.kind === "clip").at(-1);
-  const player = clip ? video(clip, found, at) : h("p", { class: "faint" }, found.status === "open"
+  const player = clip ? video(clip, found, times, at) : h("p", { class: "faint" }, found.status === "open"
     ? "The clip comes some seconds after the incident opened." : "There is no clip of this incident.");
   view.main.replaceChildren(
     h("h1", {}, `Incident on ${found.stream}`),
@@ -84,12 +84,29 @@ function buttons(found) {
       h("a", { class: "button", href: `/api/incidents/${found.id}/bundle`, download: true }, "Download the evidence")));
 }
 
-function video(clip, found, at) {
+// The clip is cut once; what comes later may be stronger still, and lies behind its end.
+function strongest(begins, seconds, found, times) {
+  if (begins === null) return 0;
+  const inside = (us) => us >= begins && us <= begins + seconds * 1e6;
+  if (inside(found.peak_us)) return (found.peak_us - begins) / 1e6;
+  let best = { us: begins, value: -Infinity };
+  for (const { us, faces } of times.frames ?? []) {
+    const value = Math.max(...faces.map((face) => face.fused ?? -Infinity));
+    if (inside(us) && value >= best.value) best = { us, value };
+  }
+  return (best.us - begins) / 1e6;
+}
+
+function video(clip, found, times, at) {
   const begins = clip.media_us;
-  const peak = begins === null ? 0 : Math.max(0, (found.peak_us - begins) / 1e6);
+  let peak = 0;
   const player = h("video", { controls: true, preload: "metadata", muted: true, playsinline: true, src: evidence(clip.ref) });
-  const note = h("p", { class: "faint" }, begins === null ? "" : `The strongest moment is at ${number(peak, 1)} s.`);
-  player.addEventListener("loadedmetadata", () => { player.currentTime = at ?? Math.max(0, peak - 1); }, { once: true });
+  const note = h("p", { class: "faint" });
+  player.addEventListener("loadedmetadata", () => {
+    peak = strongest(begins, player.duration, found, times);
+    if (begins !== null) note.textContent = `The strongest moment in it is at ${number(peak, 1)} s.`;
+    player.currentTime = at ?? Math.max(0, peak - 1);
+  }, { once: true });
   player.addEventListener("error", () => { note.textContent = "This browser cannot play the clip; download the evidence to see it."; });
   player.addEventListener("timeupdate", () => { if (begins !== null) seek?.now(begins + player.currentTime * 1e6); });
   const jump = h("button", { type: "button", onclick: () => { player.currentTime = Math.max(0, peak - 1); player.play().catch(() => {}); } }, "Play the strongest moment");

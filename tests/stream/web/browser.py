@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,3 +40,11 @@ def page(width: int = 1280, height: int = 900, **context: Any) -> Iterator[Any]:
             assert said == []
         finally:
             browser.close()
+
+
+def settled(tab: Any, expression: str) -> None:
+    """Wait until an expression holds. Not with Playwright's own function, which the pages' policy forbids."""
+    end = time.monotonic() + WAIT_MS / 1000
+    while not tab.evaluate(expression):
+        assert time.monotonic() < end, expression
+        tab.wait_for_timeout(100)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from stream.marker import write_clip
 from stream.web.access import Role, add_token, tokens_path
 from stream.web.server import WebServer
 from tests.conftest import requires
-from tests.stream.web.browser import page
+from tests.stream.web.browser import page, settled
 from tests.stream.web.test_server import Running
 from tests.stream.web.world import AUTHENTIC, MANIPULATED, World
 
@@ -34,10 +33,6 @@ def incident(running: Running, folder: Path) -> None:
     world.list_source("studio", labels={"region": "north"})
     world.tell(AUTHENTIC[:8] + MANIPULATED, picture_every=4)
     running.until("/api/wall", lambda told: told["open_total"] == 1)
-
-
-def settled(tab: Any, expression: str) -> None:
-    tab.wait_for_function(expression)
 
 
 def test_from_the_wall_to_a_dismissal_by_keyboard_alone(running: Running, tmp_path: Path) -> None:
