@@ -8,7 +8,6 @@ from stream.clock import FakeClock
 from stream.config import Config
 from stream.controls import Retract
 from stream.decisions import Choice, Decision, Mute, Subject, record_of
-from stream.log import TopicPartition
 from stream.records import Control, OutRecord, Record, Topic
 from stream.web import view as view_module
 from stream.web.incidents import Wanted, decision_of
@@ -160,11 +159,7 @@ def test_a_dismissed_incident_is_withdrawn_open_or_closed(world: World) -> None:
     assert incident is not None
     world.send(record_of(world.config, decision_of(incident, Choice.DISMISSED, "a poster", "ada", 1)))
     world.look()
-    asked = [
-        record
-        for number in range(world.config.media.partitions)
-        for record in world.log.read(_partition(world, Topic.MEDIA, number), 0)
-    ]
+    asked = [record for place in world.places(Topic.MEDIA) for record in world.log.read(place, 0)]
     assert [record.headers["control"] for record in asked] == [Control.RETRACT.value.encode()]
     assert json.loads(asked[0].value or b"") == {"incident": name, "reason": "a poster"}
     assert Retract(**json.loads(asked[0].value or b""))
@@ -264,7 +259,3 @@ def test_a_decision_of_a_stranger_must_be_whole(world: World) -> None:
     world.look()
     assert world.view.unreadable == 1
     assert world.view.record_of_decisions()["missed"]["reviewed"] == 0
-
-
-def _partition(world: World, topic: Topic, number: int) -> TopicPartition:
-    return TopicPartition(world.topic(topic), number)

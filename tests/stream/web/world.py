@@ -13,6 +13,7 @@ from stream.config import Config
 from stream.controls import EndReason
 from stream.glimpses import glimpse_record, jpeg
 from stream.incidents import ClipRequest
+from stream.log import TopicPartition, partitions_of
 from stream.records import Control, OutRecord, Topic
 from stream.scores import ScoreRecord
 from stream.sqlite_log import SqliteLog
@@ -118,6 +119,9 @@ class World:
 
     def topic(self, topic: Topic) -> str:
         return topic_name(self.config, topic)
+
+    def places(self, topic: Topic) -> list[TopicPartition]:
+        return partitions_of(self.log, self.topic(topic))
 
     def close(self) -> None:
         self.log.close()
