@@ -2,8 +2,9 @@
 
     python benchmarks/wall.py [--feeds 200] [--seconds 60] [--json FILE]
 
-An embedded log holds a minute of scores of so many feeds at two pictures a second, each with a face, and is read
-as `unmask serve` reads it. Costs are CPU time, which other work on the machine disturbs less than the clock.
+An embedded log holds a minute of scores of so many feeds at two pictures a second, with a face each, and is
+read as `unmask serve` reads it. Costs are CPU time, which other work on the machine disturbs less than the
+clock.
 """
 
 import argparse

@@ -43,8 +43,9 @@ ASK_AGAIN_S = 30.0
 
 MAX_ASKED = 10_000
 
-AT_ONCE = 20_000
-"""Scores that coverage takes between looks whether it is to stop."""
+AT_ONCE, BREATH_S = 500, 0.02
+"""Scores that coverage takes at once, and for how long it then stands back: within `watch` it shares an
+interpreter with detect, which must not wait while a month of scores is added up."""
 
 
 class Cursor:
@@ -127,9 +128,10 @@ class Follower:
     def stop(self, timeout: float) -> bool:
         """End both threads; return whether they ended in time."""
         self._stopping.set()
-        for thread in self._threads:
-            thread.join(timeout / len(self._threads))
-        return not any(thread.is_alive() for thread in self._threads)
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for thread in started:
+            thread.join(timeout / len(started))
+        return not any(thread.is_alive() for thread in started)
 
     def look(self) -> None:
         """Take in what is new in every topic but what only coverage needs. Raises as the log does."""
@@ -186,13 +188,14 @@ class Follower:
     def add_up(self) -> None:
         """Add what is new to coverage. Raises as the log does."""
         more = True
-        while more and not self._stopping.is_set():
+        while more and not self._stopping.wait(BREATH_S):
             count = 0
             for record in self._all_scores.new(AT_ONCE):
                 count += 1
                 self._add(record)
             more = count == AT_ONCE
-            self._view.ledger_share = self._all_scores.share()
+            if more or self._view.ledger_share < 1.0:
+                self._view.ledger_share = self._all_scores.share()
 
     def _add(self, record: Record) -> None:
         if is_canary(record.key) or is_replay(record.key):

@@ -33,7 +33,11 @@ MAX_INCIDENTS = 50_000
 
 MAX_DECISIONS = 50_000
 MAX_SAMPLES = 2_000
-"""Faces waiting for review, each with a crop of some kB; beyond, the oldest are forgotten."""
+"""Faces drawn, each with a crop of some kB; beyond, the oldest are forgotten."""
+
+MAX_WAITING = 200
+"""Faces that wait for review; while there are so many, none is drawn: more would only fill the topic, and
+push decisions out of it."""
 
 MAX_GONE = 1_000
 """Feeds remembered as gone, for pages that missed it."""
@@ -169,6 +173,7 @@ class View:
                 self._mutes[said.stream] = said
             elif isinstance(said, Sample):
                 self._samples[said.id] = said
+                self._waiting += said.id not in self._decided
                 if len(self._samples) > MAX_SAMPLES:
                     self._samples.popitem(last=False)
             else:
@@ -253,7 +258,8 @@ class View:
         """Return the newest `limit` incidents wanted, older than the incident `before`, and how many there
         are in all. Ids sort by media time of opening."""
         with self._lock:
-            found = [incident for incident in self._incidents.values() if wanted.has(incident)]
+            known = list(self._incidents.values())
+        found = [incident for incident in known if wanted.has(incident)]
         found.sort(key=lambda incident: incident.id, reverse=True)
         older = [incident for incident in found if not before or incident.id < before]
         return [incident.as_json() for incident in older[:limit]], len(found)
@@ -383,6 +389,8 @@ class View:
         """Yield the faces of a picture that are drawn, each once."""
         rate, facts = self._config.web.audit_rate, glimpse.facts
         for face in facts["faces"]:
+            if self._waiting >= MAX_WAITING:
+                return
             key = (row.stream, str(facts["attachment"]), int(facts["epoch"]), int(face["track"]))
             if face.get("fused") is None or key in self._noted:
                 continue
@@ -392,6 +400,7 @@ class View:
             name = drawn(*key, rate)
             if name is None or name in self._samples or name in self._decided:
                 continue
+            self._waiting += 1
             yield Sample(
                 row.stream,
                 name,

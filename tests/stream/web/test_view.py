@@ -1,11 +1,12 @@
 """The read model: what the topics say becomes cards and incidents, bounded, and whose absence is noticed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from stream.clock import FakeClock
-from stream.config import Config
+from stream.config import Config, Web
 from stream.controls import Retract
 from stream.decisions import Choice, Decision, Mute, Subject, record_of
 from stream.records import Control, OutRecord, Record, Topic
@@ -259,3 +260,24 @@ def test_a_decision_of_a_stranger_must_be_whole(world: World) -> None:
     world.look()
     assert world.view.unreadable == 1
     assert world.view.record_of_decisions()["missed"]["reviewed"] == 0
+
+
+def test_no_more_faces_are_drawn_than_are_reviewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_module, "MAX_WAITING", 2)
+    world = World(tmp_path, web=Web(audit_rate=1.0))
+    world.list_source("studio")
+    world.tell("aaaa E" * 5, picture_every=1)
+    world.look()
+    world.look()
+    first, second = world.view.samples()
+    assert (first.probability, first.stream, len(first.crop) > 100) == (1.0, "studio", True)
+    assert second.epoch == first.epoch + 1
+    decided = Decision("studio", Subject.SAMPLE, first.id, Choice.DISMISSED, "", "ada", 1, 1.0)
+    world.send(record_of(world.config, decided))
+    world.look()
+    assert [one.id for one in world.view.samples()] == [second.id]
+    world.tell("aaaa E aaaa", picture_every=1)
+    world.look()
+    world.look()
+    assert len(world.view.samples()) == 2
+    world.close()
