@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from detectors.cues import NAMES
 from detectors.limits import QualityLimits
@@ -589,8 +589,8 @@ class Web(Section):
         "Address and port, or off. Beyond loopback nobody gets in without a token.",
         pattern=r"^(off|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}|[A-Za-z0-9.-]+:[0-9]{1,5})$",
     )
-    auth: Literal["auto", "on"] = setting(
-        "auto", "", "auto asks for a token unless it listens on loopback; on asks there too."
+    auth: Literal["auto", "always"] = setting(
+        "auto", "", "auto asks for a token unless it listens on loopback; always asks there too."
     )
     tokens_file: str = setting(
         "", "file", "Names, roles and hashes, by unmask tokens; empty: web/tokens in data_dir."
@@ -614,6 +614,12 @@ class Web(Section):
         "share of faces",
         "Random share of the faces that raised no alert put up for review: only so are misses seen.",
     )
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """YAML takes a bare off for false."""
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

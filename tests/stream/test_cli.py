@@ -38,6 +38,7 @@ COMMANDS = (
     "detect",
     "canary",
     "retract",
+    "serve",
     "enroll",
     "config",
 )

@@ -63,6 +63,10 @@ const TONES = {
 export const tag = (word) => h("span", { class: `tag ${TONES[word] ?? ""}` }, word);
 export const tone = (word) => TONES[word] ?? "";
 
+// The head of a table; names that begin with # stand over numbers.
+export const head = (...names) => h("thead", {}, h("tr", {}, ...names.map((name) =>
+  h("th", { scope: "col", class: name.startsWith("#") ? "num" : null }, name.replace("#", "")))));
+
 export function say(text) {
   const banner = document.getElementById("banner");
   if (banner.textContent !== text) banner.textContent = text;

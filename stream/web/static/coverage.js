@@ -1,6 +1,6 @@
 // What was watched, what could not be decided, what nobody watched: per feed and day.
 
-import { ask, field, h, share, span, svg } from "./base.js";
+import { ask, field, h, head, share, span, svg } from "./base.js";
 
 export const title = "Coverage";
 
@@ -23,7 +23,7 @@ export async function enter(main) {
   };
   box.addEventListener("submit", (event) => { event.preventDefault(); show(); });
   main.append(h("h1", {}, "Coverage"), box, error, note, h("div", { class: "scroll", tabindex: "0" }, h("table", {},
-    h("thead", {}, h("tr", {}, ...["day", "feed", "watched", "", "decided", "inconclusive", "not watched"].map((text) => h("th", { scope: "col" }, text)))), body)));
+    head("day", "feed", "#watched", "", "decided", "inconclusive", "not watched"), body)));
   await show();
 }
 

@@ -1,6 +1,6 @@
 // Attach, detach, change rates; what is wrong stands beside the field.
 
-import { ask, clear, complain, dialog, field, h, may, mute, state, tag, when } from "./base.js";
+import { ask, clear, complain, dialog, field, h, head, may, mute, state, tag, when } from "./base.js";
 
 export const title = "Feeds";
 
@@ -10,7 +10,7 @@ export async function enter(main) {
   table = h("tbody");
   main.append(h("h1", {}, "Feeds"), may("operator") ? form() : h("p", { class: "faint" }, "Attaching needs the role operator."),
     h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("caption", {}, "Attached feeds"),
-      h("thead", {}, h("tr", {}, ...["id", "stands", "address", "labels", "pictures/s while calm", ""].map((text) => h("th", { scope: "col" }, text)))), table)));
+      head("id", "stands", "address", "labels", "pictures/s while calm", ""), table)));
   await fill();
 }
 

@@ -1,6 +1,6 @@
 // Incidents by time, feed, severity, verdict, decision; search, export; how right they were.
 
-import { ask, field, h, number, share, span, tag, when } from "./base.js";
+import { ask, field, h, head, number, share, span, tag, when } from "./base.js";
 
 export const title = "History";
 
@@ -48,7 +48,7 @@ export async function enter(main) {
   more.addEventListener("click", () => show(true));
   const right = h("section", { class: "card", "aria-label": "How right alerts were" });
   main.append(h("h1", {}, "History"), box, links, error, note, h("div", { class: "scroll", tabindex: "0" }, h("table", {},
-    h("thead", {}, h("tr", {}, ...["begin (UTC)", "feed", "", "probability", "length", "decision", "reason"].map((text) => h("th", { scope: "col" }, text)))), body)), more, right);
+    head("begin (UTC)", "feed", "", "#probability", "#length", "decision", "reason"), body)), more, right);
   await show(false);
   precision(right, await ask("/api/precision"));
 }
@@ -64,7 +64,7 @@ function precision(box, found) {
   const missed = found.missed;
   box.append(h("h2", {}, "How right alerts were"), h("div", { class: "scroll", tabindex: "0" }, h("table", {},
     h("caption", {}, "Of the incidents that somebody decided; inconclusive ones are left out. Networks answer for those for which they spoke."),
-    h("thead", {}, h("tr", {}, ...["", "right", "95 % interval", "confirmed", "dismissed", "inconclusive"].map((text) => h("th", { scope: "col" }, text)))),
+    head("", "#right", "#95 % interval", "#confirmed", "#dismissed", "#inconclusive"),
     h("tbody", {}, ...rows.map(([name, tally]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, share(tally.precision)),
       h("td", { class: "num" }, tally.interval ? tally.interval.map(share).join(" – ") : "–"),
       ...["confirmed", "dismissed", "inconclusive"].map((kind) => h("td", { class: "num" }, tally[kind]))))))),

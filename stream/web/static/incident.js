@@ -1,6 +1,6 @@
 // One incident: what was said, on what grounds, and what somebody makes of it.
 
-import { ask, clock, dialog, h, may, number, say, share, span, tag, when } from "./base.js";
+import { ask, clock, dialog, h, head, may, number, say, share, span, tag, when } from "./base.js";
 import { chart } from "./chart.js";
 
 export const title = "Incident";
@@ -141,7 +141,7 @@ function lines(found, times) {
     h("td", { class: "num" }, one.sampled), h("td", { class: "num" }, one.dropped)));
   return h("div", {}, drawn.root, times.whole ? null : h("p", { class: "faint" }, "Not all scores are shown; the bundle has more."),
     h("details", {}, h("summary", {}, "As numbers"), h("div", { class: "scroll", tabindex: "0" }, h("table", {},
-      h("thead", {}, h("tr", {}, ...["UTC", "said", "reasons", "probability", "interval", "pictures", "dropped"].map((text) => h("th", { scope: "col" }, text)))),
+      head("UTC", "said", "reasons", "#probability", "#interval", "#pictures", "#dropped"),
       h("tbody", {}, ...rows)))));
 }
 
@@ -162,7 +162,7 @@ function why(data) {
     ...fact("Tested for", data.tested_for.join(", ")),
     ...fact("Not tested for", data.not_tested_for.join(", "))),
   h("table", {}, h("caption", {}, "What each network said, on average: above 0 is manipulated"),
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "network"), h("th", { class: "num", scope: "col" }, "logit"), h("th", { class: "num", scope: "col" }, "log odds on one scale"))),
+    head("network", "#logit", "#log odds on one scale"),
     h("tbody", {}, ...names.map((name) => h("tr", {}, h("td", {}, name), h("td", { class: "num" }, number(data.members[name])), h("td", { class: "num" }, number(odds[name])))))),
   cues.length ? h("ul", {}, ...cues) : null);
 }
@@ -179,7 +179,7 @@ function models(data) {
 
 function events(found) {
   return h("div", { class: "scroll", tabindex: "0" }, h("table", {},
-    h("thead", {}, h("tr", {}, ...["event", "UTC", "severity", "probability", "why"].map((text) => h("th", { scope: "col" }, text)))),
+    head("event", "UTC", "severity", "#probability", "why"),
     h("tbody", {}, ...found.events.map((event) => h("tr", {}, h("td", {}, `${event.number} ${event.event}`), h("td", {}, when(event.last_media_us)),
       h("td", {}, event.severity), h("td", { class: "num" }, share(event.probability)), h("td", {}, event.reason ?? (event.changes ?? []).join(", ")))))));
 }

@@ -121,7 +121,7 @@ def test_a_face_without_an_alert_is_reviewed(running: Running) -> None:
 
 def test_who_has_no_token_sees_nothing_and_a_viewer_cannot_decide(world: World, tmp_path: Path) -> None:
     requires("chromium")
-    config = world.config.model_copy(update={"web": Web(listen="127.0.0.1:0", auth="on")})
+    config = world.config.model_copy(update={"web": Web(listen="127.0.0.1:0", auth="always")})
     token = add_token(tokens_path(config), "vera", Role.VIEWER)
     server = WebServer(config, world.log, world.clock)
     server.start()

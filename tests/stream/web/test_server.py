@@ -1,6 +1,9 @@
 """The server as a part of a process: it takes its port, follows the log, tells live, and stops in time."""
 
+import contextlib
 import json
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,8 @@ from stream.errors import Code, UnmaskError
 from stream.serving import beside_watch, web_server
 from stream.web.access import Role, add_token, tokens_path
 from stream.web.server import WebServer
+from tests.stream.servers import free_port
+from tests.stream.services import UNMASK, Service
 from tests.stream.web.world import AUTHENTIC, World
 
 
@@ -132,3 +137,35 @@ def test_a_port_beyond_the_last_is_refused(world: World) -> None:
     config = world.config.model_copy(update={"web": Web(listen="127.0.0.1:70000")})
     with pytest.raises(UnmaskError, match="its port must be at most 65535"):
         WebServer(config, world.log, world.clock)
+
+
+def test_serve_as_a_process_beside_the_data_folder(tmp_path: Path) -> None:
+    folder = f"data_dir={tmp_path / 'serve' / 'data'}"
+    made = subprocess.run(
+        [UNMASK, "tokens", "add", "ada", "--role", "operator", "--set", folder],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    port = free_port()
+    settings = {"web.listen": f"127.0.0.1:{port}", "web.auth": "always"}
+    service = Service(tmp_path / "serve", settings, "serve")
+    try:
+        url = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 100
+        while True:
+            assert time.monotonic() < end, service.said()
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
+                    break
+            time.sleep(0.2)
+        assert httpx.get(f"{url}/api/wall", timeout=30).status_code == 401
+        bearer = {"authorization": f"Bearer {made.stdout.strip()}"}
+        assert httpx.get(f"{url}/api/wall", headers=bearer, timeout=30).json()["feeds"] == []
+        assert made.stdout.strip() not in service.said()
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0, service.said()
+        assert f"the web interface is at {url}" in service.said()
+    finally:
+        service.end()
