@@ -2,7 +2,6 @@
 3.10)."""
 
 import json
-import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from starlette.requests import HTTPConnection
 
 from stream.clock import Clock
 from stream.web.access import Person, Rates, Role, Sessions, Tokens, is_loopback, same
-
-logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

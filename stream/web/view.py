@@ -216,6 +216,8 @@ class View:
                 "open": [self._incidents[name].as_json() for name in self._open.values()][:100],
                 "open_total": len(self._open),
                 "samples": self._waiting,
+                "left_out": self.refused_feeds,
+                "unreadable": self.unreadable,
                 "away": self.away,
                 "ready": self.ready,
             }

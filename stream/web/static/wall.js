@@ -98,7 +98,8 @@ function order(now) {
   summary.textContent = all.length
     ? `${all.length} feeds: ${count("live")} live, ${count("degraded")} degraded, ` +
       `${count("silent") + count("reconnecting")} silent or reconnecting, ${count("unwatched")} unwatched; ` +
-      `${open} with an open incident.` + (cards.length < all.length ? ` ${cards.length} shown.` : "")
+      `${open} with an open incident.` + (cards.length < all.length ? ` ${cards.length} shown.` : "") +
+      (state.head?.left_out ? ` ${state.head.left_out} more feeds are listed than can be shown.` : "")
     : "No feed is attached. Feeds attaches one.";
 }
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +117,16 @@ def test_watch_goes_on_without_where_only_the_default_port_is_taken(
     assert beside_watch(Config(), running.world.log, SystemClock()) is None
     assert "no web interface: the port is taken" in caplog.text
     assert beside_watch(Config(web=Web(listen="off")), running.world.log, SystemClock()) is None
+
+
+def test_watch_goes_on_without_the_extra_and_serve_says_what_is_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "stream.web.server", None)
+    assert beside_watch(Config(), world.log, SystemClock()) is None
+    with pytest.raises(UnmaskError, match=r"pip install 'unmask\[serve\]'") as caught:
+        web_server(world.config, world.log, SystemClock())
+    assert caught.value.code is Code.PROGRAM_MISSING
 
 
 def test_beyond_loopback_nobody_is_let_in_without_a_token(world: World) -> None:

@@ -221,7 +221,7 @@ def test_feeds_and_incidents_are_bounded(world: World, monkeypatch: pytest.Monke
     world.tell(MANIPULATED + "." * 80 + MANIPULATED)
     world.look()
     assert len(world.view.changes(0)["feeds"]) == 2
-    assert world.view.refused_feeds == 1
+    assert world.view.changes(0)["left_out"] == 1
     (found,), total = world.view.incidents(Wanted(), 10)
     assert (total, found["status"]) == (1, "open")
 
