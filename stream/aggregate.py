@@ -393,9 +393,10 @@ class StreamAggregate:
             at_us = max(at_us, failed.meta.media_us(failed.meta.pts))
         return [self._drop(Dropped(at_us, at_us, CORRUPT, None)), *self._settle(set(), False)]
 
-    def on_clip(self, incident: str, ref: str | None) -> list[Output]:
-        """Take the answer to a `ClipRequest`: `evidence://...`, or None if nothing could be cut."""
-        return self._with_offsets(self._incidents.on_clip(self._moment(), incident, ref))
+    def on_clip(self, incident: str, ref: str | None, begins_us: int | None = None) -> list[Output]:
+        """Take the answer to a `ClipRequest`: `evidence://...`, or None if nothing could be cut; `begins_us`:
+        media time of its first picture."""
+        return self._with_offsets(self._incidents.on_clip(self._moment(), incident, ref, begins_us))
 
     def on_cues(self, track_id: int, cues: Sequence[Cue]) -> None:
         """Take what cues read of a track over some time; heard with its next sample, unless it is gone."""

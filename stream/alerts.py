@@ -200,7 +200,7 @@ class Publisher:
         return self._feed(output, traceparent)
 
     def _incident(self, event: IncidentEvent, traceparent: str | None) -> CloudEvent:
-        evidence = [*_pictures(event.crops), *_clip(event.clip)]
+        evidence = [*_pictures(event.crops), *_clip(event)]
         attributes = {
             **self._common(event.stream, event.moment, traceparent),
             "id": f"{event.incident}.{event.number}",
@@ -394,8 +394,10 @@ def _pictures(crops: tuple[Crop, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _clip(ref: str | None) -> list[dict[str, Any]]:
-    return [{"kind": "clip", "ref": ref, "media_us": None, "track": None}] if ref else []
+def _clip(event: IncidentEvent) -> list[dict[str, Any]]:
+    if event.clip is None:
+        return []
+    return [{"kind": "clip", "ref": event.clip, "media_us": event.clip_begins_us, "track": None}]
 
 
 def shortened(data: Mapping[str, Any], limit: int = MAX_BODY) -> dict[str, Any]:

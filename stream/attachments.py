@@ -56,7 +56,7 @@ def attach(
     clock = SystemClock()
     source = _source(text, name, check_fps(fps), _labels(labels), clock)
     with _log(config, clock) as log:
-        _write(log, config, source.id, json.dumps(source.entry()).encode(), clock)
+        enlist(log, config, source.id, source.entry(), clock)
     out.write(f"{source.id}: {source.shown} is listed\n")
     return OK
 
@@ -65,11 +65,7 @@ def detach(config: Config, name: str, out: TextIO) -> int:
     """Take a feed out of the list. Raises `UnmaskError` (SOURCE_NOT_FOUND) if it is not in it."""
     clock = SystemClock()
     with _log(config, clock) as log:
-        listed = _newest(log, config)
-        if name not in listed:
-            known = ", ".join(sorted(map(_shown, listed))[:8]) or "none"
-            raise UnmaskError(Code.SOURCE_NOT_FOUND, f"no stream {name!r} is attached; attached are: {known}")
-        _write(log, config, name, None, clock, listed[name].partition)
+        unlist(log, config, name, clock)
     out.write(f"{_shown(name)}: detached\n")
     return OK
 
@@ -83,6 +79,39 @@ def streams(config: Config, as_json: bool, out: TextIO) -> int:
     if not found and not as_json:
         out.write("no stream is attached; unmask attach URL attaches one\n")
     return OK
+
+
+def enlist(log: Log, config: Config, name: str, entry: Mapping[str, Any], clock: Clock) -> None:
+    """Write the entry of a source, in the place of one with its id. Raises as the log does."""
+    _write(log, config, name, json.dumps(entry).encode(), clock)
+
+
+def unlist(log: Log, config: Config, name: str, clock: Clock) -> None:
+    """Take an entry out. Raises `UnmaskError` (SOURCE_NOT_FOUND) if there is none."""
+    _write(log, config, name, None, clock, _entry(log, config, name).partition)
+
+
+def change_fps(log: Log, config: Config, name: str, fps: float | None, clock: Clock) -> None:
+    """Give a feed another sampling rate (Hz), None for the default, and leave all else of its entry.
+
+    Raises `UnmaskError`: SOURCE_NOT_FOUND if it is not listed, SOURCE_SYNTAX for a wrong rate or an entry
+    that cannot be read.
+    """
+    check_fps(fps)
+    record = _entry(log, config, name)
+    source_of(record, log.partitions(record.topic))
+    entry = {**json.loads(record.value or b"{}"), "fps": fps}
+    if fps is None:
+        del entry["fps"]
+    _write(log, config, name, json.dumps(entry).encode(), clock, record.partition)
+
+
+def _entry(log: Log, config: Config, name: str) -> Record:
+    listed = _newest(log, config)
+    if name not in listed:
+        known = ", ".join(sorted(map(_shown, listed))[:8]) or "none"
+        raise UnmaskError(Code.SOURCE_NOT_FOUND, f"no stream {name!r} is attached; attached are: {known}")
+    return listed[name]
 
 
 def listings(log: Log, config: Config) -> list[Listing]:

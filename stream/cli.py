@@ -51,6 +51,9 @@ evidence = typer.Typer(
 )
 app.add_typer(evidence, name="evidence")
 
+tokens = typer.Typer(help="Who may use the web interface.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tokens, name="tokens")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -177,14 +180,19 @@ def detect(config: ConfigPath = None, overrides: Overrides = None) -> int:
 @app.command()
 @_command(stopped=OK)
 def serve(config: ConfigPath = None, overrides: Overrides = None) -> int:
-    """Deliver alerts to webhooks, files, commands and topics, as sinks.file says; a service.
+    """Serve the web interface, and deliver alerts to webhooks, files, commands and topics; a service.
 
-    Runs until SIGTERM or Ctrl-C, then finishes what it is sending and ends with exit code 0; 1 means start me
-    again, as a supervisor does.
+    The interface shows what is watched, what was found, and takes what people decide of it (web.listen; off:
+    none). Beyond loopback it needs a token: unmask tokens add. Alerts go where sinks.file says. Runs until
+    SIGTERM or Ctrl-C, then finishes what it is sending and ends with exit code 0; 1 means start me again, as
+    a supervisor does. Beside a running unmask watch, which serves an interface of its own:
 
     \b
-    Example, beside a running unmask watch:
-        unmask serve --set sinks.file=sinks.yaml
+        unmask serve --set sinks.file=sinks.yaml --set web.listen=off
+
+    \b
+    Example, with a broker of deploy/kafka whose topics are made:
+        unmask serve --set kafka.bootstrap_servers=127.0.0.1:9092
     """
     from stream.config_file import load
 
@@ -690,6 +698,66 @@ def ingest(config: ConfigPath = None, overrides: Overrides = None) -> int:
     from stream.ingest_service import ingest as run
 
     return run(settings)
+
+
+@tokens.command(name="add")
+@_command()
+def add_token(
+    name: Annotated[str, typer.Argument(help="Who gets it; decisions and the audit log name them so.")],
+    role: Annotated[str, typer.Option(help="viewer, moderator or operator.")] = "viewer",
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Make a token and print it, once: only its hash is kept.
+
+    \b
+    Example:
+        unmask tokens add ada --role moderator
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.tokens import add as run
+
+    return run(settings, name, role, sys.stdout)
+
+
+@tokens.command(name="list")
+@_command()
+def list_tokens(config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """List whose tokens there are, and their roles.
+
+    \b
+    Example:
+        unmask tokens list
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.tokens import listed as run
+
+    return run(settings, sys.stdout)
+
+
+@tokens.command(name="remove")
+@_command()
+def remove_token(
+    name: Annotated[str, typer.Argument(help="As listed.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Take a token away: it ends within a second, and so do the sessions that began with it.
+
+    \b
+    Example:
+        unmask tokens remove ada
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    from stream.tokens import remove as run
+
+    return run(settings, name, sys.stdout)
 
 
 @app.command(name="config")

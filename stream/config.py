@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from detectors.cues import NAMES
 from detectors.limits import QualityLimits
@@ -601,6 +601,55 @@ class Sinks(Section):
     )
 
 
+class Web(Section):
+    """The web interface, of `unmask serve` and inside `unmask watch` (docs/dashboard.md)."""
+
+    listen: str = setting(
+        "127.0.0.1:8470",
+        "",
+        "Address and port, or off. Beyond loopback nobody gets in without a token.",
+        pattern=r"^(off|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}|[A-Za-z0-9.-]+:[0-9]{1,5})$",
+    )
+    auth: Literal["auto", "always"] = setting(
+        "auto", "", "auto asks for a token unless it listens on loopback; always asks there too."
+    )
+    tokens_file: str = setting(
+        "", "file", "Names, roles and hashes, by unmask tokens; empty: web/tokens in data_dir."
+    )
+    public_url: str = setting(
+        "",
+        "",
+        "Where browsers find it if not where it listens, as behind a proxy: https://unmask.example.org.",
+        pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+)?$",
+    )
+    tls_cert: str = setting("", "PEM file", "Certificate to serve HTTPS with; empty: HTTP.")
+    tls_key: str = setting("", "PEM file", "Its key; empty: in tls_cert.")
+    picture_every_s: float = setting(
+        5.0,
+        "s",
+        "How often detect keeps a small picture of each live feed, for the wall; 0 keeps none.",
+        ge=0,
+    )
+    audit_rate: Share = setting(
+        0.005,
+        "share of faces",
+        "Random share of the faces that raised no alert put up for review: only so are misses seen.",
+    )
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """YAML takes a bare off for false."""
+        return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        return self._need(
+            self.tls_cert != "" or self.tls_key == "",
+            "web.tls_key is set without web.tls_cert; both or none would be right",
+        )
+
+
 class Config(Section):
     """Every setting of Unmask."""
 
@@ -643,3 +692,4 @@ class Config(Section):
     worker: Worker = Worker()
     canary: Canary = Canary()
     sinks: Sinks = Sinks()
+    web: Web = Web()

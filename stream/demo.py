@@ -209,6 +209,7 @@ def run(settings: Config, keep: Path | None, out: TextIO) -> int:
                 "verdict": verdict,
                 "sampling": sampling,
                 "deterministic": True,
+                "web": settings.web.model_copy(update={"listen": "off"}),
             }
         )
         with Listening(open_console(None)) as console:

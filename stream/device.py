@@ -22,6 +22,7 @@ from stream.frames import (
     Sound,
     Use,
 )
+from stream.glimpses import Glimpses
 from stream.records import Kind, is_canary
 
 if TYPE_CHECKING:
@@ -94,10 +95,12 @@ class Device(Generic[Owner]):
         clock: Clock,
         cascade: Cascade | None = None,
         follower: "Follower | None" = None,
+        glimpses: Glimpses | None = None,
     ) -> None:
         """`cascade` reads suspect frames more deeply, if there are heavy members; `follower` looks at the
-        pictures of bursts at full rate, if any cue wants them."""
+        pictures of bursts at full rate, if any cue wants them; `glimpses` keeps small pictures for people."""
         self._reader = reader
+        self._glimpses = glimpses
         self._follower = follower
         self._cascade = cascade
         self._canary = marker.MarkerReader()
@@ -325,6 +328,7 @@ class Device(Generic[Owner]):
             engine=self._reader.engine,
             precision=self._reader.precision,
             qp=frame.qp,
+            picture=self._glimpses.of(frame.meta.stream, frame.small) if self._glimpses else None,
         )
 
     def _finish(self, owner: Owner, result: Result, last: bool = True) -> None:

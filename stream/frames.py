@@ -142,6 +142,8 @@ class ScoredFrame:
     precision: str
     qp: float | None = None
     """As in `SampledFrame`."""
+    picture: bytes | None = None
+    """A small JPEG of it, now and then (`stream.glimpses`)."""
 
 
 @dataclass(frozen=True, slots=True)

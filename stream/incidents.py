@@ -191,6 +191,8 @@ class IncidentEvent:
     clip: str | None
     changes: tuple[Change, ...] = ()
     reason: str | None = None
+    clip_begins_us: int | None = None
+    """Media time of the clip's first picture, where a player stands at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +349,11 @@ class Incidents:
             return []
         return self._close(incident, moment, reason)
 
-    def on_clip(self, moment: Moment, incident_id: str, ref: str | None) -> list[Told]:
-        """Take the answer to a `ClipRequest`: a reference, or None if nothing could be cut.
+    def on_clip(
+        self, moment: Moment, incident_id: str, ref: str | None, begins_us: int | None = None
+    ) -> list[Told]:
+        """Take the answer to a `ClipRequest`: a reference, or None if nothing could be cut; `begins_us`:
+        media time of its first picture.
 
         An answer for another incident than the one that asked is ignored.
         """
@@ -357,6 +362,7 @@ class Incidents:
             return []
         incident.clip = Clip.DONE if ref else Clip.FAILED
         incident.clip_ref = ref
+        incident.clip_first_us = incident.clip_first_us if begins_us is None else begins_us
         told: list[Told] = []
         if ref and incident.status in (Status.OPEN, Status.CLOSING):
             incident.note(Change.CLIP)
@@ -528,6 +534,7 @@ class Incidents:
             clip=incident.clip_ref,
             changes=changes,
             reason=reason,
+            clip_begins_us=incident.clip_first_us if incident.clip_ref else None,
         )
 
 

@@ -40,6 +40,12 @@ class Topic(StrEnum):
     DEADLETTER = "deadletter"
     CANARY = "canary"
     DELIVERIES = "deliveries"
+    PICTURES = "pictures"
+    """A small picture of each live feed now and then, for people who watch (`stream.glimpses`)."""
+    DECISIONS = "decisions"
+    """What people decided of incidents, and which feeds they muted (`stream.decisions`)."""
+    AUDIT = "audit"
+    """Who did what in the web interface."""
 
 
 @dataclass(frozen=True, slots=True)

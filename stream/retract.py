@@ -122,6 +122,15 @@ def command(config: Config, stream: str, body: Retract, now_us: int) -> OutRecor
     )
 
 
+def withdrawal(newest: Record, reason: str, now_us: int) -> OutRecord:
+    """Return the event that withdraws a closed incident, `newest` being its newest one. Raises
+    `ValueError` if that does not close it: an open incident is detect's, see `command`."""
+    told = _Told(newest, json.loads(newest.value or b"null"))
+    if told.kind is not EventKind.CLOSED:
+        raise ValueError(f"the newest event is {told.kind}; only what is closed can be withdrawn by others")
+    return _withdrawal(told, reason, now_us)
+
+
 def _awaited(
     config: Config, log: Log, clock: Clock, incident: str, reason: str, deadline: Deadline
 ) -> Outcome:

@@ -209,7 +209,9 @@ def parse_sources(texts: Iterable[str], environ: Mapping[str, str] = os.environ)
 def parse_source(text: str, environ: Mapping[str, str] = os.environ) -> tuple[Source, bool]:
     """Return the source that `text` names and whether the user gave its id (else it is derived)."""
     name, equals, address = text.partition("=")
-    if not equals or not STREAM_ID.fullmatch(name) or Path(text).exists():
+    if (
+        not equals or not STREAM_ID.fullmatch(name) or os.path.exists(text)
+    ):  # a long address is no path, and no error
         return _parse(None, text, environ), False
     return _parse(name, address, environ), True
 

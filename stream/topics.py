@@ -9,6 +9,9 @@ from stream.records import Topic
 CANARY_RETENTION_S, CANARY_RETENTION_BYTES = 3600.0, 16 * 1024 * 1024
 """Who sent a canary reads the answer within seconds; the rest is for people who ask what happened."""
 
+PICTURES_RETENTION_S, PICTURES_RETENTION_BYTES = 900.0, 256 * 1024 * 1024
+"""Only the newest of each feed is shown; the rest is what a page that has just been opened needs."""
+
 
 def topic_name(config: Config, topic: Topic) -> str:
     """Return the topic's name below the configured prefix."""
@@ -58,4 +61,13 @@ def topic_specs(config: Config) -> list[TopicSpec]:
             CANARY_RETENTION_S,
             CANARY_RETENTION_BYTES,
         ),
+        TopicSpec(
+            topic_name(config, Topic.PICTURES),
+            media.partitions,
+            Cleanup.DELETE,
+            PICTURES_RETENTION_S,
+            PICTURES_RETENTION_BYTES,
+        ),
+        kept(Topic.DECISIONS),
+        kept(Topic.AUDIT),
     ]

@@ -32,6 +32,7 @@ from stream.intake import FeedStatus, Last
 from stream.log import Log, PositionError, TopicPartition, ends, everything
 from stream.metrics import Metrics
 from stream.records import SCHEMA, ChunkMeta, Kind, OutRecord, Record, Topic, decode_headers
+from stream.serving import web_beside
 from stream.sources import PUSHED, Scheme, Source, parse_sources
 from stream.sqlite_log import SqliteLog
 from stream.states import read_states
@@ -46,6 +47,9 @@ LOOK_S = 0.1
 
 FILE_RECORD_S = 1.0
 """Between verdict records of files: their timeline is looked at whole, and there are no years of them."""
+
+WEB_STOP_S = 4.0
+"""What the web interface gets to end, after everything else has."""
 
 LEASE_PATIENCE = 2.0
 """Times `log.lease_s` that a second `watch` on the same folder waits before it says so and gives up: a lease
@@ -108,6 +112,7 @@ class Session:
             follower=follower_of(config),
         )
         self._thread = threading.Thread(target=self._work, name="unmask-detect", daemon=True)
+        self._web = web_beside(config, self._log, clock)
         factory = partial(SqliteLog, log_folder(config), config.log, SystemClock())
         self._ingest = IngestSupervisor(config, factory, clock, random.Random())
         self._events = Tail(self._log, topic_name(config, Topic.ALERTS))
@@ -122,6 +127,9 @@ class Session:
         try:
             self._await_lease()
             self._announce()
+            if self._web is not None:
+                self._web.start()
+                logger.info("the web interface is at %s", self._web.url)
             self._ingest.start(list(self._sources.values()), self._last(self._sources))
             while not self._over():
                 self._follow()
@@ -307,6 +315,8 @@ class Session:
             self._ingest.stop(Deadline(deadline.left() / 2, self._clock))
             self._worker.drain(deadline, close_incidents=True)
             self._thread.join(deadline.left() + 1.0)
+            if self._web is not None and not self._web.stop(WEB_STOP_S):
+                logger.warning("the web interface did not end in time")
         finally:
             signal.signal(signal.SIGINT, previous)
             signal.signal(signal.SIGTERM, terminated)

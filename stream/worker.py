@@ -46,6 +46,7 @@ from stream.frames import (
     ScoredFrame,
     Use,
 )
+from stream.glimpses import Glimpses, glimpse_record
 from stream.held import Held, Letter, Status, Takeover, status
 from stream.incidents import ClipRequest, EventKind, IncidentEvent, Moment
 from stream.listed import Listed
@@ -67,6 +68,7 @@ from stream.records import (
     new_attachment,
     split_stream_id,
 )
+from stream.scores import ScoreRecord
 from stream.states import POSITION_KEY, read_agreeing
 from stream.topics import media_partition, topic_name
 from stream.vigil import Vigil
@@ -180,7 +182,8 @@ class Worker:
         self._member = member
         self._cascade = Cascade(heavy, config.members.heavy_budget, clock) if heavy is not None else None
         at_once = 1 if config.deterministic else FRAMES_AT_ONCE
-        self._device: Device[Held] = Device(reader, at_once, clock, self._cascade, follower)
+        glimpses = Glimpses(config.web.picture_every_s, clock)
+        self._device: Device[Held] = Device(reader, at_once, clock, self._cascade, follower, glimpses)
         self._burst = Burst(FULL_FPS, follower.hears) if follower is not None else NO_BURST
         self._pool = DecoderPool(config.decode, clock)
         self._clipper: Clipper[Held] = Clipper(log, config.decode, clock)
@@ -740,6 +743,12 @@ class Worker:
                 self._metrics.events.labels(type(output).__name__).inc()
             else:
                 self._outbox.add(feed.partition, self._publisher.record(output))
+                self._show_picture(feed, output)
+
+    def _show_picture(self, feed: Held, output: Output) -> None:
+        if isinstance(output, ScoreRecord) and output.frame.picture is not None:
+            topic, now_us = self._topic(Topic.PICTURES), self._clock.now_us()
+            self._outbox.add(feed.partition, glimpse_record(topic, output, output.frame.picture, now_us))
 
     def _tell_canary(self, feed: Held, output: Output) -> None:
         """Answer whoever sent the canary; of all else that is said of it nobody hears."""
@@ -786,7 +795,8 @@ class Worker:
         if isinstance(found, UnmaskError) and found.code is Code.LOG_AWAY:
             self._vigil.note_away(found)
             return
-        self._end_clip(feed, request, self._kept(request, found))
+        begins_us = found.first_us if isinstance(found, Clip) else None
+        self._end_clip(feed, request, self._kept(request, found), begins_us)
 
     def _kept(self, request: ClipRequest, found: Clip | Exception) -> str | None:
         """Store a clip, before anything names it; None if there is none."""
@@ -799,10 +809,12 @@ class Worker:
             self._metrics.clips_failed.inc()
             return None
 
-    def _end_clip(self, feed: Held, request: ClipRequest, reference: str | None) -> None:
+    def _end_clip(
+        self, feed: Held, request: ClipRequest, reference: str | None, begins_us: int | None = None
+    ) -> None:
         """Let the aggregate have the answer, and then what the stream has brought meanwhile."""
         feed.clip, feed.dirty = None, True
-        self._tell(feed, feed.aggregate.on_clip(request.incident, reference))
+        self._tell(feed, feed.aggregate.on_clip(request.incident, reference, begins_us))
         while feed.unsettled:
             self._positions.applied(feed.partition, feed.unsettled.pop())
         while feed.held and not self._holds(feed):

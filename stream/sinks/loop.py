@@ -18,7 +18,7 @@ from stream.clock import Clock
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.log import Consumer, Log, PositionError, TopicPartition
-from stream.records import Record, Topic
+from stream.records import Record, Topic, split_stream_id
 from stream.sinks.choice import Labels, Rate, reaches, wants
 from stream.sinks.delivery import Outcome, Result, Target
 from stream.sinks.metrics import SinkMetrics
@@ -76,6 +76,8 @@ class Dropped(StrEnum):
     """Why an alert is not delivered."""
 
     FILTERED = "filtered"
+    MUTED = "muted"
+    """Of a feed that somebody muted (`stream.decisions`)."""
     DUPLICATE = "duplicate"
     NOT_TOLD = "not_told"
     """Withdrawn, of an incident that the receiver never heard of."""
@@ -98,6 +100,7 @@ class SinkLoop:
         log: Log,
         config: Config,
         labels: Labels,
+        muted: Callable[[str], bool],
         clock: Clock,
         rng: random.Random,
         metrics: SinkMetrics,
@@ -109,6 +112,7 @@ class SinkLoop:
         self._target = target
         self._log = log
         self._labels = labels
+        self._muted = muted
         self._clock = clock
         self._rng = rng
         self._metrics = metrics
@@ -241,14 +245,14 @@ class SinkLoop:
             self._unreadable(record, error)
             return
         try:
-            wanted = self._wanted(part, alert)
+            unwanted = self._unwanted(part, alert)
         except UnmaskError:
-            # Labels cannot be asked for now: the record is taken again.
+            # Labels and mutes cannot be asked for now: the record is taken again.
             consumer.seek(TopicPartition(record.topic, record.partition), record.offset)
             raise
         self._move(record.partition, record.offset + 1)
         try:
-            self._decide(part, alert, wanted)
+            self._decide(part, alert, unwanted)
         except UnmaskError:
             raise
         except Exception as error:
@@ -256,22 +260,27 @@ class SinkLoop:
             logger.exception("sink %s failed", self.name)
             self._unreadable(record, error)
 
-    def _wanted(self, part: Part, alert: Alert) -> bool:
+    def _unwanted(self, part: Part, alert: Alert) -> Dropped | None:
         """Who was told of an incident is told the rest of it."""
-        return alert.incident in part.told or wants(self._settings.only, alert, self._labels)
+        if alert.incident in part.told:
+            return None
+        if not wants(self._settings.only, alert, self._labels):
+            return Dropped.FILTERED
+        # What is decoded again is muted with its feed.
+        return Dropped.MUTED if self._muted(split_stream_id(alert.stream)[0]) else None
 
     def _unreadable(self, record: Record, error: Exception) -> None:
         self._drop(Dropped.UNREADABLE)
         where = f"{record.topic}/{record.partition}/{record.offset}"
         logger.error("sink %s: %s cannot be read: %s", self.name, where, error)
 
-    def _decide(self, part: Part, alert: Alert, wanted: bool) -> None:
+    def _decide(self, part: Part, alert: Alert, unwanted: Dropped | None) -> None:
         if part.see(alert.id):
             self._drop(Dropped.DUPLICATE)
         elif alert.retracted:
             self._take_retraction(part, alert)
-        elif not wanted:
-            self._drop(Dropped.FILTERED)
+        elif unwanted is not None:
+            self._drop(unwanted)
         elif self._clock.now_us() - alert.written_us > self._settings.give_up_s * MICRO:
             self._drop(Dropped.EXPIRED)
         elif (why := self._too_much(alert)) is not None:

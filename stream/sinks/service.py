@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from stream.clock import Clock, Deadline
 from stream.config import Config
+from stream.decisions import Mute, mutes
 from stream.errors import UnmaskError
 from stream.listed import Listed
 from stream.log import Log, TopicPartition, partitions_of
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Between looks at how far each sink is behind."""
+
+MUTES_S = 2.0
+"""How long a mute may go unnoticed: what people decided is read anew this often, and only for an alert."""
 
 HANGS_S = 90.0
 """A sink whose loop does not turn for this long hangs: an attempt takes 30 s at most, joining a group 40."""
@@ -60,6 +64,7 @@ class SinkService:
                 log,
                 config,
                 _Labels(config, log, clock),
+                Muted(config, log, clock),
                 clock,
                 rng,
                 self.metrics,
@@ -161,6 +166,24 @@ def _target(name: str, settings: Sink, config: Config, clock: Clock, member: str
             # A producer of the same name would end this one.
             slot = ".".join(filter(None, [config.prefix, "sink", name, config.kafka.member_id, member]))
             return TopicTarget(settings, slot, config, clock)
+
+
+class Muted:
+    """Whether a stream is muted now; each sink's own, as labels are."""
+
+    def __init__(self, config: Config, log: Log, clock: Clock) -> None:
+        self._config = config
+        self._log = log
+        self._clock = clock
+        self._mutes: Mapping[str, Mute] = {}
+        self._read_at = -MUTES_S
+
+    def __call__(self, stream: str) -> bool:
+        now = self._clock.monotonic()
+        if now - self._read_at >= MUTES_S:
+            self._mutes, self._read_at = mutes(self._config, self._log), now
+        mute = self._mutes.get(stream)
+        return mute is not None and mute.holds(self._clock.now_us())
 
 
 class _Labels:

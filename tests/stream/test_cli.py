@@ -39,6 +39,7 @@ COMMANDS = (
     "serve",
     "canary",
     "retract",
+    "serve",
     "enroll",
     "config",
 )

@@ -208,3 +208,16 @@ def test_text_is_shown_redacted() -> None:
 
 def test_every_setting_can_say_what_it_takes() -> None:
     assert all(describe(field) for field in SETTINGS.values())
+
+
+@pytest.mark.parametrize("given", ["off", "'off'"])
+def test_the_web_interface_is_turned_off_however_yaml_reads_it(tmp_path: Path, given: str) -> None:
+    assert load(None, ["web.listen=off"], {}).web.listen == "off"
+    file = tmp_path / "own.yaml"
+    file.write_text(f"web:\n  listen: {given}\n")
+    assert load(file, [], {}).web.listen == "off"
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0:", ":8470", "a b:1", "true"])
+def test_where_the_web_interface_listens_has_a_port(listen: str) -> None:
+    assert "web.listen is" in refused(overrides=[f"web.listen={listen}"])

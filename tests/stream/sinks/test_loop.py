@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import stream
+from stream.decisions import Mute, write
 from stream.errors import Code, UnmaskError
 from stream.records import OutRecord, Topic
 from stream.sinks.delivery import DELIVERED, Outcome, Result
 from stream.sinks.loop import AWAY_MAX_S, JITTER, MAX_WAITING, REFUSED_S, RETRY_AFTER_MAX_S
+from stream.sinks.service import MUTES_S
 from stream.sinks.settings import Flood, Only, Quiet
 from stream.topics import topic_name
 from tests.stream.detecting import Away, fencing
@@ -332,6 +334,29 @@ def test_who_was_told_of_an_incident_is_told_the_rest_though_the_feed_is_detache
     settle(loop)
     assert target.got == ["i1.1", "i1.2"]
     assert world.dropped("filtered") == 1
+
+
+def test_nobody_is_told_of_a_muted_feed_but_who_was_told_before(world: World) -> None:
+    """
+    told    i1 ------------- closed
+    muted       [---------------]
+    i2              dropped
+    i3                            told
+    """
+    target = FakeTarget()
+    loop = world.start(target)
+    world.write(incident("i1"))
+    settle(loop)
+    now = world.clock.now_us()
+    write(world.config, world.log, Mute("studio", now, now + 60_000_000, "rehearsal", "ada", now))
+    world.clock.advance(MUTES_S)
+    world.write(incident("i2"), incident("i1", 2, "closed"))
+    settle(loop)
+    world.clock.advance(60)
+    world.write(incident("i3"))
+    settle(loop)
+    assert target.got == ["i1.1", "i1.2", "i3.1"]
+    assert world.dropped("muted") == 1
 
 
 def test_what_the_log_forgot_is_never_withdrawn(world: World) -> None:

@@ -18,6 +18,7 @@ from stream.records import SCHEMA, OutRecord, Record, Topic
 from stream.sinks.delivery import DELIVERED, Outcome, Result
 from stream.sinks.loop import SinkLoop
 from stream.sinks.metrics import SinkMetrics
+from stream.sinks.service import Muted
 from stream.sinks.settings import Stdout
 from stream.sinks.state import Alert
 from stream.topics import topic_name, topic_specs
@@ -139,6 +140,7 @@ class World:
             log or self.log,
             self.config,
             lambda stream: self.labels.get(stream, {}),
+            Muted(self.config, self.log, self.clock),
             self.clock,
             random.Random(7),
             self.metrics,
