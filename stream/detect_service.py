@@ -56,7 +56,7 @@ class _Service:
         self._clock = clock
         self._stopping = stopping
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
-        metrics = Metrics(assembly.usage)
+        metrics = Metrics(assembly.usage, assembly.refusals)
 
         def make_aggregate(stream: str) -> StreamAggregate:
             return StreamAggregate(stream, config, assembly.calibration, assembly.provenance, evidence)

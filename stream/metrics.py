@@ -14,6 +14,7 @@ from stream.health import serve
 
 if TYPE_CHECKING:
     from detectors.reader import Usage
+    from engines.engine import Refusal
 
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Seconds; finest around the second or two that a live chunk takes from receipt to score."""
@@ -22,8 +23,10 @@ LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 class Metrics:
     """One registry per worker, so that several workers in one process (tests) do not collide."""
 
-    def __init__(self, members: Callable[[], "Sequence[Usage]"] = tuple) -> None:
-        """`members` tells what each member did."""
+    def __init__(
+        self, members: Callable[[], "Sequence[Usage]"] = tuple, refusals: "Sequence[Refusal]" = ()
+    ) -> None:
+        """`members` tells what each member did, `refusals` which engines did not serve one."""
         self._members = members
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -68,6 +71,14 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.engines_refused = Counter(
+            "unmask_engines_refused_total",
+            "Engines that did not serve a member at start, so that the next one does",
+            ["engine", "precision"],
+            registry=self.registry,
+        )
+        for refusal in refusals:
+            self.engines_refused.labels(refusal.engine, refusal.precision).inc()
         self.log_up = Gauge("unmask_log_up", "1 while the log answers", registry=self.registry)
         self.log_away = Counter(
             "unmask_log_away_total", "Calls that the log did not answer", registry=self.registry

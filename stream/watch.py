@@ -84,7 +84,7 @@ class Session:
         stack.callback(self._log.close)
         self._log.create_topics(topic_specs(config))
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
-        metrics = Metrics(assembly.usage)
+        metrics = Metrics(assembly.usage, assembly.refusals)
         if config.worker.metrics_port:
             serve(metrics.registry, config.worker.metrics_port, config.worker.metrics_host)
 
