@@ -58,8 +58,8 @@ class Engine(Protocol):
     float32 (N,), > 0 manipulated, and attention float32 (N, h, w) in 0..1, arrays of the caller's own. More
     than the batch it was built for are taken in parts.
 
-    Threads: calls may come from any thread at once. Each implementation keeps what one execution needs to
-    itself, per thread (OpenVINO, TensorRT) or under a lock (eager, Inductor).
+    Threads: calls may come from any thread at once. What one execution needs is used by one thread at a time:
+    there is another for each call beside it (OpenVINO, TensorRT), or the call waits (eager, Inductor).
     """
 
     @property

@@ -60,7 +60,8 @@ class _Recorded:
                 run(pixels)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+        # other threads may use the card meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.found = run(pixels)
 
     def __call__(self, faces: Tensor) -> tuple[Tensor, Tensor]:

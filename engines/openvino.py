@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from engines.engine import (  # noqa: E402
     Precision,
     facts_of,
 )
+from engines.pool import Pool  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ FILE = "network.xml"
 class OpenVinoEngine:
     """One compiled network with a dynamic batch, of any size.
 
-    Threads: the compiled network is shared, each calling thread gets infer requests of its own, for as long
-    as it lives: one, or in throughput mode as many as OpenVINO runs side by side, over which a batch is
-    split. All requests share OpenVINO's own pool of threads.
+    Threads: the compiled network is shared, each call has infer requests of its own: one, or in throughput
+    mode as many as OpenVINO runs side by side, over which a batch is split. All requests share OpenVINO's own
+    pool of threads.
     """
 
     name = "openvino"
@@ -70,7 +70,9 @@ class OpenVinoEngine:
             self._compiled = core.compile_model(model, DEVICE, settings)
         except RuntimeError as error:
             raise EngineUnavailableError(" ".join(str(error).split())) from error
-        self._own = threading.local()
+        self._requests = Pool(
+            lambda: [self._compiled.create_infer_request() for _ in range(self.side_by_side)]
+        )
 
     @property
     def side_by_side(self) -> int:
@@ -79,22 +81,18 @@ class OpenVinoEngine:
 
     def __call__(self, faces: Tensor) -> Output:
         """Return logits (N,) and attention (N, h, w) of float32 (N, 3, S, S)."""
-        requests = getattr(self._own, "requests", None)
-        if requests is None:
-            requests = [self._compiled.create_infer_request() for _ in range(self.side_by_side)]
-            self._own.requests = requests
-        parts = np.array_split(faces.contiguous().numpy(), min(len(requests), len(faces)))
-        running = list(zip(requests, parts, strict=False))
-        for request, pixels in running:
-            # shared with OpenVINO for the time of the call: its own input buffer cannot grow with the batch
-            request.start_async([pixels], share_inputs=True)
-        for request, _ in running:
-            request.wait()
-        found = [
-            [np.array(request.get_output_tensor(k).data, np.float32) for request, _ in running]
-            for k in (0, 1)
-        ]
-        return np.concatenate(found[0]), np.concatenate(found[1])
+        pixels = faces.contiguous().numpy()
+        with self._requests.one() as requests:
+            running = requests[: len(pixels)]
+            for request, part in zip(running, np.array_split(pixels, len(running)), strict=True):
+                # shared with OpenVINO for the time of the call: its own buffer cannot grow with the batch
+                request.start_async([part], share_inputs=True)
+            for request in running:
+                request.wait()
+            logits, attention = (
+                np.concatenate([request.get_output_tensor(k).data for request in running]) for k in (0, 1)
+            )
+        return logits.astype(np.float32, copy=False), attention.astype(np.float32, copy=False)
 
 
 def facts(network: Network, precision: Precision, example: Tensor) -> kept.Facts:

@@ -10,7 +10,6 @@ Not run on a GPU by this project yet: docs/engines.md says what is proved withou
 import logging
 import shutil
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from engines import hardware, kept
 from engines.engine import EngineUnavailableError, Network, Output, Plan, Precision, facts_of
 from engines.exported import exported
 from engines.graphs import Replayed, Run
+from engines.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ computes in the type that the exported graph has."""
 class TensorRtEngine:
     """One engine for batches of 1 to the plan's, larger ones in parts.
 
-    Threads: the engine is shared, each calling thread gets execution contexts of its own, for as long as it
-    lives, and CUDA graphs of them; calls from several threads share the card.
+    Threads: the engine is shared, each call has execution contexts of its own and CUDA graphs of them; calls
+    from several threads share the card.
     """
 
     name = "tensorrt"
@@ -63,22 +63,18 @@ class TensorRtEngine:
             import tensorrt
         except ImportError as error:
             raise EngineUnavailableError(f"not available: {error}") from error
-        self._example, self._batch = example, plan.batch
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
-        self._engine = self._loaded(network, plan, cache_dir)
-        self._own = threading.local()
+        self._engine = self._loaded(network, plan, cache_dir, example)
+        self._replayed = Pool(lambda: Replayed(self._context, example, plan.batch, LAYOUT))
 
     def __call__(self, faces: Tensor) -> Output:
         """Return logits (N,) and attention (N, h, w) of float32 (N, 3, S, S)."""
-        replayed = getattr(self._own, "replayed", None)
-        with torch.inference_mode():
-            if replayed is None:
-                replayed = self._own.replayed = Replayed(self._context, self._example, self._batch, LAYOUT)
+        with torch.inference_mode(), self._replayed.one() as replayed:
             logits, attention = replayed(faces)
             return logits.numpy(), attention.numpy()
 
-    def _loaded(self, network: Network, plan: Plan, cache_dir: Path) -> Any:
-        known = facts(network, self.precision, plan, self._example)
+    def _loaded(self, network: Network, plan: Plan, cache_dir: Path, example: Tensor) -> Any:
+        known = facts(network, self.precision, plan, example)
         folder = kept.find(cache_dir, self.name, known)
         if folder is None:
             timings = timing_cache(cache_dir, known)
@@ -86,7 +82,7 @@ class TensorRtEngine:
                 cache_dir,
                 self.name,
                 known,
-                lambda fresh: _build(network, self.precision, plan, self._example, timings, fresh),
+                lambda fresh: _build(network, self.precision, plan, example, timings, fresh),
             )
         engine = self._runtime.deserialize_cuda_engine((folder / FILE).read_bytes())
         if engine is None:

@@ -9,7 +9,7 @@ from functools import wraps
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from typer.core import TyperCommand
@@ -56,8 +56,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override one setting; may be repeated."),
 ]
-EngineName = Literal["tensorrt", "inductor", "openvino", "eager"]
-EnginePrecision = Literal["fp32", "bf16", "fp16"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object a line on stdout, and nothing else there.")
 ]
@@ -821,10 +819,10 @@ def verify_engines(
 def bench_engines(
     networks: EngineNetworks = None,
     engine: Annotated[
-        list[EngineName] | None, typer.Option(help="Measure this one; may be repeated; else the device's.")
+        list[str] | None, typer.Option(help="Measure this one; may be repeated; else the device's.")
     ] = None,
     precision: Annotated[
-        list[EnginePrecision] | None, typer.Option(help="Measure this one; may be repeated; else all.")
+        list[str] | None, typer.Option(help="Measure this one; may be repeated; else all.")
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, max=256, help="Faces a call; may be repeated; else 1, 4, 16.")
@@ -849,12 +847,10 @@ def bench_engines(
 
     settings = load(config, overrides or [], os.environ)
     _log_to_stderr(quiet=True)
-    from stream.engine_bench import BenchOptions
+    from stream.engine_bench import options_of
     from stream.engine_bench import run as measure
 
-    options = BenchOptions(
-        tuple(networks or ()), tuple(engine or ()), tuple(precision or ()), tuple(batch or (1, 4, 16)), quick
-    )
+    options = options_of(networks or (), engine or (), precision or (), batch or (), quick)
     return measure(settings, options, out, sys.stdout)
 
 

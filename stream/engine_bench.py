@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast, get_args
 
 import numpy as np
 import torch
@@ -59,6 +59,30 @@ class BenchOptions:
     precisions: tuple[Precision, ...] = ()
     batches: tuple[int, ...] = BATCHES
     quick: bool = False
+
+
+def options_of(
+    names: Sequence[str],
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    quick: bool,
+) -> BenchOptions:
+    """Return what a command line asks for. Raises `UnmaskError` (CONFIG) for what there is not."""
+    for option, given, known in (
+        ("--engine", engines, get_args(Name)),
+        ("--precision", precisions, get_args(Precision)),
+    ):
+        for word in given:
+            if word not in known:
+                raise UnmaskError(Code.CONFIG, f"{option} is {word!r}; it must be one of {', '.join(known)}")
+    return BenchOptions(
+        names=tuple(names),
+        engines=cast(tuple[Name, ...], tuple(engines)),
+        precisions=cast(tuple[Precision, ...], tuple(precisions)),
+        batches=tuple(batches) or BATCHES,
+        quick=quick,
+    )
 
 
 @dataclass(frozen=True, slots=True)

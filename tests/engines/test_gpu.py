@@ -120,7 +120,7 @@ def test_what_was_built_is_loaded_again(cache: Path, engine: Name, monkeypatch: 
 
 
 def test_recorded_batches_are_the_networks_own_answers() -> None:
-    module = Small().eval().cuda()
+    module = Small().eval().requires_grad_(False).cuda()
     replayed = Replayed(lambda size: module, inputs(1), 6, torch.channels_last)
     with torch.inference_mode():
         for count in (1, 3, 6, 2, 13, 1):

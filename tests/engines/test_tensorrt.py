@@ -1,8 +1,8 @@
 """TensorRT, as far as it can be proved without its libraries or a GPU; test_gpu.py runs it on one.
 
 Read from torch-tensorrt's own sources, by running them: every network of ours is exported with a dynamic
-batch, lowered by torch-tensorrt, and each operator of what is left has a converter that takes it, so that nothing
-falls back to PyTorch; every keyword we pass is one it knows.
+batch, lowered by torch-tensorrt, and each operator of what is left has a converter that takes it, so that
+nothing falls back to PyTorch; every keyword we pass is one it knows.
 """
 
 import importlib.util
