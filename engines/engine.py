@@ -8,7 +8,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engines import hardware, kept
 from engines.eager import EagerEngine
+from engines.enduring import Enduring
 from engines.hardware import Device
 
 logger = logging.getLogger(__name__)
@@ -150,11 +151,18 @@ def build(
 
     An engine that is missing, fails or disagrees is refused with one warning, and `on_refused` is told. Eager
     fp32 on the CPU is what the others are measured by and serves when all were refused. Its answers are kept
-    in `cache_dir`, being the same each time; the others are compared with them at every start. Raises
-    `ValueError` for an unknown name, for a `reference` of another shape, and when the network itself gives
-    numbers that are not finite.
+    in `cache_dir`, being the same each time; the others are compared with them at every start. One on a GPU
+    that later runs out of memory is replaced by what serves on the CPU (`Enduring`). Raises `ValueError` for
+    an unknown name, for a `reference` of another shape, and when the network itself gives numbers that are
+    not finite.
     """
     check(plan, reference)
+
+    def on_cpu(name: Name, precision: Precision) -> Engine:
+        on_refused(Refusal(network.name, name, precision, "no memory left on the GPU"))
+        own = replace(plan, device="cpu", order=(), precision="fp32")
+        return build(network, own, cache_dir, reference, to_probability, rng, on_refused)
+
     # for the whole process, face detection included; eager fp32 would set it, and is not always needed
     torch.set_num_threads(plan.settled_threads())
     eager = partial(EagerEngine, network.module, "fp32", plan.settled_threads())
@@ -169,8 +177,10 @@ def build(
             problem = _problem(engine, expected, reference, plan.batch, to_probability, rng)
         except Exception as error:  # compilers of networks raise anything, and the next engine can serve
             problem = " ".join(str(error).split()) or type(error).__name__
-        if problem is None:
+        if problem is None and plan.device == "cpu":
             return engine
+        if problem is None:
+            return Enduring(engine, partial(on_cpu, name, precision))
         logger.warning("engine %s %s refused for %s: %s", name, precision, network.name, problem)
         on_refused(Refusal(network.name, name, precision, problem))
     else:

@@ -46,8 +46,8 @@ class Assembly:
     """What reads suspect faces more deeply, if there is anything that does."""
     usage: Callable[[], "Sequence[Usage]"] = tuple
     """What each member did, for metrics."""
-    refusals: "tuple[Refusal, ...]" = ()
-    """Engines that did not serve a member, for metrics."""
+    refusals: "Sequence[Refusal]" = ()
+    """Engines that did not serve a member, for metrics; there may be more later."""
 
 
 def build_reader(config: Config, cascade: bool = True) -> Assembly:

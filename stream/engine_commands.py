@@ -57,19 +57,25 @@ class Subject:
 
 
 def build_engines(config: Config, names: Sequence[str], out: TextIO) -> int:
-    """Build what serves each network, or find it kept; exit code 1 if an engine before it was refused."""
+    """Build what serves each network, or find it kept; exit code 1 if an engine before it was refused.
+
+    Raises `UnmaskError` (ENGINE) for a network whose own numbers cannot be used.
+    """
     plan, cache = plan_of(config), cache_of(config)
     refused: list[Refusal] = []
     for subject in subjects(config, names):
         begun, known = time.monotonic(), len(refused)
-        engine = build(
-            subject.network,
-            plan,
-            cache,
-            subject.reference,
-            subject.to_probability,
-            on_refused=refused.append,
-        )
+        try:
+            engine = build(
+                subject.network,
+                plan,
+                cache,
+                subject.reference,
+                subject.to_probability,
+                on_refused=refused.append,
+            )
+        except ValueError as error:
+            raise UnmaskError(Code.ENGINE, str(error)) from error
         seconds = time.monotonic() - begun
         out.write(f"{subject.network.name}: {engine.name} {engine.precision}, {seconds:.1f} s\n")
         for refusal in refused[known:]:

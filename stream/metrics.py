@@ -1,5 +1,6 @@
 """What detect counts, in Prometheus' conventions (DESIGN 3.10). No label holds what a stranger controls."""
 
+from collections import Counter as Counting
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,8 +27,9 @@ class Metrics:
     def __init__(
         self, members: Callable[[], "Sequence[Usage]"] = tuple, refusals: "Sequence[Refusal]" = ()
     ) -> None:
-        """`members` tells what each member did, `refusals` which engines did not serve one."""
+        """`members` tells what each member did; `refusals` is added to when an engine does not serve one."""
         self._members = members
+        self._refusals = refusals
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.decoders: PoolStats | None = None
@@ -71,14 +73,6 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
-        self.engines_refused = Counter(
-            "unmask_engines_refused_total",
-            "Engines that did not serve a member at start, so that the next one does",
-            ["engine", "precision"],
-            registry=self.registry,
-        )
-        for refusal in refusals:
-            self.engines_refused.labels(refusal.engine, refusal.precision).inc()
         self.log_up = Gauge("unmask_log_up", "1 while the log answers", registry=self.registry)
         self.log_away = Counter(
             "unmask_log_away_total", "Calls that the log did not answer", registry=self.registry
@@ -184,7 +178,15 @@ class Metrics:
         )
         for outcome, pictures in self.heavy.items():
             heavy.add_metric([outcome], pictures)
-        yield from (faces, seconds, up, heavy)
+        refused = CounterMetricFamily(
+            "unmask_engines_refused",
+            "Engines that did not serve a member, so that the next one does",
+            labels=["engine", "precision"],
+        )
+        counted = Counting((refusal.engine, refusal.precision) for refusal in self._refusals)
+        for (engine, precision), times in counted.items():
+            refused.add_metric([engine, precision], times)
+        yield from (faces, seconds, up, heavy, refused)
 
     def _of_streams(self) -> Iterator[Metric]:
         drift = GaugeMetricFamily(

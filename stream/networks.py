@@ -50,8 +50,8 @@ class Networks:
     ensemble: Ensemble
     refused: tuple[Usage, ...]
     """Shadows that were switched off before they read anything."""
-    refusals: tuple[Refusal, ...] = ()
-    """Engines that did not serve a member, so that the next one does."""
+    refusals: Sequence[Refusal] = ()
+    """Engines that did not serve a member, so that the next one does; on a GPU there may be more later."""
 
 
 def build_networks(config: Config, cascade: bool) -> Networks:
@@ -91,7 +91,7 @@ def build_networks(config: Config, cascade: bool) -> Networks:
         )
     own = {member.name: member.calibration for member in cast.halves}
     ensemble = replace(ensemble, calibration=replace(ensemble.calibration, halves=own))
-    return Networks(reader, cast, ensemble, (*cast.refused, *refused), tuple(engines.refusals))
+    return Networks(reader, cast, ensemble, (*cast.refused, *refused), engines.refusals)
 
 
 def load_cast(config: Config) -> Cast:

@@ -262,3 +262,35 @@ def test_tensorrt_says_what_it_needs(tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         assert built(tmp_path, ("tensorrt", "eager")).name == "eager"
     assert caplog.records[0].getMessage().endswith("refused for small: needs an NVIDIA GPU")
+
+
+def test_a_gpu_that_runs_out_of_memory_later_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine agrees at start, then finds no memory for one input."""
+    room = [True]
+
+    class Cramped(Broken):
+        def __call__(self, faces: torch.Tensor) -> Output:
+            if not room[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(faces)
+
+    def make(name: Name, *_: object) -> Engine:
+        if name == "tensorrt":
+            return Cramped(lambda out: out)
+        raise EngineUnavailableError("not here")
+
+    monkeypatch.setattr(engines, "make", make)
+    told: list[Refusal] = []
+    plan = Plan(device="cuda", precision="fp32")
+    chosen = build(network(), plan, tmp_path, inputs(6), sigmoid, on_refused=told.append)
+    assert told == []
+    room[0] = False
+    expected = EagerEngine(Small(), "fp32", 1)(inputs(3))
+    assert np.allclose(chosen(inputs(3))[0], expected[0], atol=1e-5)
+    assert (chosen.name, chosen.precision) == ("eager", "fp32")
+    assert [(refusal.engine, refusal.reason) for refusal in told] == [
+        ("tensorrt", "no memory left on the GPU"),
+        ("openvino", "not here"),
+    ]
