@@ -99,7 +99,7 @@ class TensorRtEngine:
         """
         context = self._engine.create_execution_context()
         if context is None:
-            raise EngineUnavailableError("TensorRT has no memory for another execution context")
+            raise torch.OutOfMemoryError("TensorRT has no memory for another execution context")
 
         def run(faces: Tensor) -> tuple[Tensor, Tensor]:
             context.set_input_shape(INPUT, tuple(faces.shape))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -27,6 +28,11 @@ from stream.metrics import Metrics
 from tests.stream.test_assemble import make
 
 BRIEF = Pace(2, 0.01)
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
 
 
 def settings(folder: Path, *members: Path, **engines: Any) -> Config:
