@@ -37,7 +37,7 @@ ORDERS: Mapping[Device, tuple[Name, ...]] = MappingProxyType(
     # on a GPU OpenVINO comes last: on its CPU it is what serves best when nothing on the card does
     {"cpu": ("openvino", "eager"), "cuda": ("tensorrt", "inductor", "eager", "openvino")}
 )
-"""What is tried where nobody says. Inductor on a CPU needs a compiler and minutes; there it is for who names it."""
+"""What is tried where nobody says. Inductor on a CPU takes a compiler and minutes: for who names it."""
 
 MAX_PROBABILITY_CHANGE = 0.01
 """Largest difference in calibrated probability that passes for the same member (DESIGN 3.7)."""
