@@ -243,7 +243,10 @@ def _progress(count: int) -> Iterator[Any]:
         bar = progress.add_task("engines", total=count)
 
         def told(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            progress.update(bar, advance=1, description=f"{task.network} {task.engine} {task.precision}")
+            what = f"{task.network} {task.engine} {task.precision} {task.plan.mode}"
+            progress.update(bar, advance=1, description=what)
+            if not terminal.is_terminal:
+                terminal.print(f"{what}: {rows[-1].get('refused') or 'measured'}")
             return rows
 
         yield told
