@@ -20,6 +20,7 @@ from stream.sqlite_log import SqliteLog
 
 if TYPE_CHECKING:
     from detectors.reader import Usage
+    from engines.engine import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Assembly:
     """What reads suspect faces more deeply, if there is anything that does."""
     usage: Callable[[], "Sequence[Usage]"] = tuple
     """What each member did, for metrics."""
+    refusals: "Sequence[Refusal]" = ()
+    """Engines that did not serve a member, for metrics; there may be more later."""
 
 
 def build_reader(config: Config, cascade: bool = True) -> Assembly:
@@ -83,6 +86,7 @@ def _networks(config: Config, cascade: bool) -> Assembly:
         provenance=provenance_of(cast.with_a_say, calibration, cast.shadows),
         heavy=built.reader if built.reader.has_heavy else None,
         usage=lambda: (*built.reader.usage(), *built.refused),
+        refusals=built.refusals,
     )
 
 

@@ -54,6 +54,11 @@ app.add_typer(evidence, name="evidence")
 tokens = typer.Typer(help="Who may use the web interface.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(tokens, name="tokens")
 
+engines = typer.Typer(
+    help="What runs the networks: build, compare, measure.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(engines, name="engines")
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else config.yaml of this folder, if there is one."),
@@ -831,6 +836,119 @@ def enroll(
     from stream.enroll import run
 
     return run(settings, words, as_json, sys.stdout)
+
+
+EngineNetworks = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NETWORK", help="Members as members.names takes them, or random:LAYOUT; else the settings'."
+    ),
+]
+
+
+@engines.command(name="build")
+@_command()
+def build_engines(
+    networks: EngineNetworks = None, config: ConfigPath = None, overrides: Overrides = None
+) -> int:
+    """Build what serves each network, so that the next start is quick.
+
+    Exit code 1 if an engine was refused and another one serves: which, and why, is printed.
+
+    \b
+    Example:
+        unmask engines build
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.engine_commands import build_engines as run
+
+    return run(settings, networks or [], sys.stdout)
+
+
+@engines.command(name="list")
+@_command()
+def list_engines(as_json: AsJson = False, config: ConfigPath = None, overrides: Overrides = None) -> int:
+    """Print what is kept of networks that were built, and whether it fits this machine as it is now.
+
+    \b
+    Example:
+        unmask engines list
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.engine_commands import list_engines as run
+
+    return run(settings, as_json, sys.stdout)
+
+
+@engines.command(name="verify")
+@_command()
+def verify_engines(
+    networks: EngineNetworks = None,
+    as_json: AsJson = False,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Compare every engine of the settings with eager fp32 on real crops, in random batches.
+
+    Exit code 1 if one that runs here disagrees.
+
+    \b
+    Example:
+        unmask engines verify --set engines.precision=bf16
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.engine_commands import verify_engines as run
+
+    return run(settings, networks or [], as_json, sys.stdout)
+
+
+@engines.command(name="bench")
+@_command()
+def bench_engines(
+    networks: EngineNetworks = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Measure this one; may be repeated; else the device's.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Measure this one; may be repeated; else all.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=256, help="Faces a call; may be repeated; else 1, 4, 16.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter repeats.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON to write; else engines.json of the data folder.")
+    ] = None,
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> int:
+    """Measure every engine of this device: faces a second, latency, memory, parity, share of its limits.
+
+    Ends with the settings under which each network is fastest. The figures mean something on a machine that
+    does nothing else. Inductor on a CPU takes minutes to build and is measured if it is named.
+
+    \b
+    Example:
+        unmask engines bench random:EfficientNetB4 --batch 16
+    """
+    from stream.config_file import load
+
+    settings = load(config, overrides or [], os.environ)
+    _log_to_stderr(quiet=True)
+    from stream.engine_bench import options_of
+    from stream.engine_bench import run as measure
+
+    options = options_of(networks or (), engine or (), precision or (), batch or (), quick)
+    return measure(settings, options, out, sys.stdout)
 
 
 @topics.command(name="create")

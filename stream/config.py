@@ -482,13 +482,20 @@ class Freshness(Section):
 class Engines(Section):
     """How the networks run on this machine."""
 
-    order: tuple[Literal["openvino", "eager"], ...] = setting(
-        ("openvino", "eager"),
-        "",
-        "Tried in this order; one that differs from eager PyTorch on real faces is refused.",
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "", "auto takes the GPU if PyTorch finds one; which, CUDA_VISIBLE_DEVICES says."
     )
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "", "bf16 is faster on CPUs with AMX, and checked for parity."
+    order: tuple[Literal["tensorrt", "inductor", "openvino", "eager"], ...] = setting(
+        (),
+        "",
+        "Tried in this order (empty: as suits the device); one that differs from eager PyTorch on real faces "
+        "is refused.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "", "Tried before fp32, checked for parity. auto: fp16 on a GPU, fp32 on a CPU."
+    )
+    mode: Literal["latency", "throughput"] = setting(
+        "latency", "", "throughput splits a batch over OpenVINO's streams; `unmask engines bench` compares."
     )
     batch: int = setting(16, "faces", "Most faces in one call of the network.", ge=1, le=256)
     batch_wait_ms: int = setting(20, "ms", "Longest wait for a batch to fill.", ge=0, le=1000)
@@ -496,12 +503,6 @@ class Engines(Section):
     cache_dir: str = setting(
         "~/.cache/unmask", "folder", "Compiled networks are kept here, so the next start is quick."
     )
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        return self._need(
-            len(self.order) > 0, "engines.order is empty; it must name at least one of openvino, eager"
-        )
 
 
 class Members(Section):

@@ -57,7 +57,7 @@ class _Service:
         self._clock = clock
         self._stopping = stopping
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
-        metrics = Metrics(assembly.usage)
+        metrics = Metrics(assembly.usage, assembly.refusals)
         self._copier = copying(config, evidence, clock, metrics)
 
         def make_aggregate(stream: str) -> StreamAggregate:

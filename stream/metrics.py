@@ -1,5 +1,6 @@
 """What detect counts, in Prometheus' conventions (DESIGN 3.10). No label holds what a stranger controls."""
 
+from collections import Counter as Counting
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from stream.health import serve
 
 if TYPE_CHECKING:
     from detectors.reader import Usage
+    from engines.engine import Refusal
 
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Seconds; finest around the second or two that a live chunk takes from receipt to score."""
@@ -22,9 +24,12 @@ LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 class Metrics:
     """One registry per worker, so that several workers in one process (tests) do not collide."""
 
-    def __init__(self, members: Callable[[], "Sequence[Usage]"] = tuple) -> None:
-        """`members` tells what each member did."""
+    def __init__(
+        self, members: Callable[[], "Sequence[Usage]"] = tuple, refusals: "Sequence[Refusal]" = ()
+    ) -> None:
+        """`members` tells what each member did; `refusals` is added to when an engine does not serve one."""
         self._members = members
+        self._refusals = refusals
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.decoders: PoolStats | None = None
@@ -188,7 +193,15 @@ class Metrics:
         )
         for outcome, pictures in self.heavy.items():
             heavy.add_metric([outcome], pictures)
-        yield from (faces, seconds, up, heavy)
+        refused = CounterMetricFamily(
+            "unmask_engines_refused",
+            "Engines that did not serve a member, so that the next one does",
+            labels=["engine", "precision"],
+        )
+        counted = Counting((refusal.engine, refusal.precision) for refusal in self._refusals)
+        for (engine, precision), times in counted.items():
+            refused.add_metric([engine, precision], times)
+        yield from (faces, seconds, up, heavy, refused)
 
     def _of_streams(self) -> Iterator[Metric]:
         drift = GaugeMetricFamily(

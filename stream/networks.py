@@ -11,7 +11,8 @@ from detectors.mtcnn import MtcnnDetector
 from detectors.reader import FaceReader, Role, Runner, Usage
 from detectors.readings import Box
 from detectors.reference import reference_crops, reference_face
-from engines.engine import Engine, Network, build
+from engines.engine import Engine, Network, Plan, Refusal, build
+from engines.hardware import find_device
 from stream.config import Config
 from stream.errors import Code, UnmaskError
 from stream.gate import quality_limits
@@ -49,6 +50,8 @@ class Networks:
     ensemble: Ensemble
     refused: tuple[Usage, ...]
     """Shadows that were switched off before they read anything."""
+    refusals: Sequence[Refusal] = ()
+    """Engines that did not serve a member, so that the next one does; on a GPU there may be more later."""
 
 
 def build_networks(config: Config, cascade: bool) -> Networks:
@@ -64,15 +67,14 @@ def build_networks(config: Config, cascade: bool) -> Networks:
     except ValueError as error:
         raise UnmaskError(Code.WEIGHTS, str(error)) from error
     detector = MtcnnDetector(config.faces.min_face_px, config.faces.confidence)
-    face = _found(detector)
+    engines = Engines(config, find_face(detector))
     sparing = cascade and not config.deterministic
-    runners = [Runner(member, _engine(member, config, face)) for member in cast.voters]
+    runners = [Runner(member, engines.of(member)) for member in cast.voters]
     runners += [
-        Runner(member, _engine(member, config, face), Role.HEAVY if sparing else Role.VOTER)
-        for member in cast.heavy
+        Runner(member, engines.of(member), Role.HEAVY if sparing else Role.VOTER) for member in cast.heavy
     ]
-    runners += [Runner(member, _engine(member, config, face), Role.HALF) for member in cast.halves]
-    shadows, refused = _shadows(cast.shadows, config, face)
+    runners += [Runner(member, engines.of(member), Role.HALF) for member in cast.halves]
+    shadows, refused = _shadows(cast.shadows, engines)
     reader = FaceReader(
         detector=detector,
         runners=[*runners, *shadows],
@@ -89,7 +91,7 @@ def build_networks(config: Config, cascade: bool) -> Networks:
         )
     own = {member.name: member.calibration for member in cast.halves}
     ensemble = replace(ensemble, calibration=replace(ensemble.calibration, halves=own))
-    return Networks(reader, cast, ensemble, (*cast.refused, *refused))
+    return Networks(reader, cast, ensemble, (*cast.refused, *refused), engines.refusals)
 
 
 def load_cast(config: Config) -> Cast:
@@ -159,34 +161,61 @@ def _check_distinct(members: Sequence[Member]) -> None:
         )
 
 
-def _shadows(members: Iterable[Member], config: Config, face: Box) -> tuple[list[Runner], list[Usage]]:
+def _shadows(members: Iterable[Member], engines: "Engines") -> tuple[list[Runner], list[Usage]]:
     runners, refused = [], []
     for member in members:
         try:
-            runners.append(Runner(member, _engine(member, config, face), Role.SHADOW))
+            runners.append(Runner(member, engines.of(member), Role.SHADOW))
         except Exception as error:
             logger.error("shadow member %s is left out: %s", member.name, error)
             refused.append(Usage(member.name, Role.SHADOW, off=True))
     return runners, refused
 
 
-def _found(detector: MtcnnDetector) -> Box:
+def plan_of(config: Config) -> Plan:
+    """Return how the settings want networks to run here. Raises `UnmaskError` (CONFIG) without their GPU."""
+    wanted, found = config.engines, find_device()
+    if wanted.device == "cuda" and found != "cuda":
+        raise UnmaskError(
+            Code.CONFIG, "engines.device is cuda and PyTorch finds no GPU here; auto or cpu is right"
+        )
+    return Plan(
+        device=found if wanted.device == "auto" else wanted.device,
+        order=wanted.order,
+        precision=wanted.precision,
+        batch=1 if config.deterministic else wanted.batch,
+        threads=wanted.threads,
+        mode=wanted.mode,
+    )
+
+
+def find_face(detector: MtcnnDetector) -> Box:
+    """Return the reference portrait's face. Raises `UnmaskError` (ENGINE) for a broken installation."""
     try:
         return reference_face(detector)
     except (LookupError, OSError) as error:
         raise UnmaskError(Code.ENGINE, str(error)) from error
 
 
-def _engine(member: Member, config: Config, face: Box) -> Engine:
-    try:
-        return build(
-            Network(member.name, member.module, member.sha256),
-            order=config.engines.order,
-            precision=config.engines.precision,
-            threads=config.engines.threads,
-            cache_dir=Path(config.engines.cache_dir).expanduser(),
-            reference=reference_crops(face, member.policy),
-            to_probability=member.calibration.probability,
-        )
-    except (ValueError, OSError) as error:
-        raise UnmaskError(Code.ENGINE, str(error)) from error
+class Engines:
+    """The settings' engine for each member; `face` is the reference portrait's. Collects `refusals`."""
+
+    def __init__(self, config: Config, face: Box) -> None:
+        self._plan = plan_of(config)
+        self._cache = Path(config.engines.cache_dir).expanduser()
+        self._face = face
+        self.refusals: list[Refusal] = []
+
+    def of(self, member: Member) -> Engine:
+        """Build the member's engine. Raises `UnmaskError` (ENGINE) when its numbers cannot be used."""
+        try:
+            return build(
+                Network(member.name, member.module, member.sha256),
+                plan=self._plan,
+                cache_dir=self._cache,
+                reference=reference_crops(self._face, member.policy),
+                to_probability=member.calibration.probability,
+                on_refused=self.refusals.append,
+            )
+        except (ValueError, OSError) as error:
+            raise UnmaskError(Code.ENGINE, str(error)) from error

@@ -41,7 +41,7 @@ def serve(config: Config) -> int:
         log = opened(config, clock, stopping)
         if log is None:
             return STOPPED
-        # A watch on the same machine has an interface of its own at the same port: alerts go out all the same.
+        # A watch on this machine has an interface of its own at the same port: alerts go out all the same.
         web = (web_beside if sinks else web_server)(config, log, clock)
         service = SinkService(config, sinks, log, clock, random.Random(), member_name(config))
         if config.worker.metrics_port:

@@ -89,7 +89,7 @@ class Session:
         stack.callback(self._log.close)
         self._log.create_topics(topic_specs(config))
         evidence = EvidenceStore(data_folder(config) / "evidence", clock)
-        metrics = Metrics(assembly.usage)
+        metrics = Metrics(assembly.usage, assembly.refusals)
         copier = copying(config, evidence, clock, metrics)
         if copier is not None:
             stack.callback(copier.stop)

@@ -39,7 +39,7 @@ from detectors.training.people import FOLDS, balanced_weights, fold_of, share
 from detectors.training.scaling import fit_scale
 from detectors.training.ship import EACH_STRANGER, read_strangers
 from detectors.training.strangers import stranger_pairs
-from engines.engine import Network, build
+from engines.engine import Network, Plan, build
 
 logger = logging.getLogger(__name__)
 
@@ -358,9 +358,7 @@ def _engine_ms(member: Member, cache_dir: Path) -> float:
     face = reference_face(MtcnnDetector(40, 0.9))
     engine = build(
         Network(member.name, member.module, member.sha256),
-        order=("openvino", "eager"),
-        precision="fp32",
-        threads=0,
+        plan=Plan(order=("openvino", "eager"), precision="fp32"),
         cache_dir=cache_dir,
         reference=reference_crops(face, member.policy),
         to_probability=member.calibration.probability,

@@ -12,7 +12,7 @@ from detectors.members import Member
 from detectors.mtcnn import MtcnnDetector
 from detectors.readings import Box
 from detectors.reference import reference_crops, reference_face
-from engines.engine import Engine, Network, build
+from engines.engine import Engine, Network, Plan, build
 
 
 class Served(nn.Module):
@@ -46,9 +46,7 @@ def served(members: Sequence[Member], threads: int = 2) -> list[Member]:
 def _engine(member: Member, face: Box, threads: int, cache: Path) -> Engine:
     return build(
         Network(member.name, member.module, member.sha256),
-        order=("openvino", "eager"),
-        precision="fp32",
-        threads=threads,
+        plan=Plan(order=("openvino", "eager"), precision="fp32", threads=threads),
         cache_dir=cache,
         reference=reference_crops(face, member.policy),
         to_probability=member.calibration.probability,

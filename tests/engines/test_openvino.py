@@ -16,8 +16,9 @@ from torch import nn
 pytest.importorskip("engines.openvino", reason="needs openvino, not installed here", exc_type=ImportError)
 
 from engines.eager import EagerEngine
-from engines.engine import EngineUnavailableError, Network, Precision, build
-from engines.openvino import OpenVinoEngine, cache_key, ov
+from engines.engine import EngineUnavailableError, Mode, Network, Plan, Precision, build
+from engines.kept import digest
+from engines.openvino import OpenVinoEngine, facts, ov
 from tests.engines.networks import Small, inputs
 
 
@@ -25,8 +26,10 @@ def network(module: nn.Module | None = None, sha256: str = "0" * 64) -> Network:
     return Network("small", (module or Small()).eval(), sha256)
 
 
-def made(tmp_path: Path, precision: Precision = "fp32") -> OpenVinoEngine:
-    return OpenVinoEngine(network(), precision, 1, tmp_path, inputs(1))
+def made(
+    tmp_path: Path, precision: Precision = "fp32", mode: Mode = "latency", threads: int = 1
+) -> OpenVinoEngine:
+    return OpenVinoEngine(network(), precision, Plan(threads=threads, mode=mode), tmp_path, inputs(1))
 
 
 def test_agrees_with_eager_at_every_batch_size(tmp_path: Path) -> None:
@@ -39,9 +42,7 @@ def test_agrees_with_eager_at_every_batch_size(tmp_path: Path) -> None:
 
 
 def test_is_chosen_when_it_agrees(tmp_path: Path) -> None:
-    chosen = build(
-        network(), ("openvino", "eager"), "fp32", 1, tmp_path, inputs(4), lambda z: 1 / (1 + math.exp(-z))
-    )
+    chosen = build(network(), Plan(threads=1), tmp_path, inputs(4), lambda z: 1 / (1 + math.exp(-z)))
     assert (chosen.name, chosen.precision) == ("openvino", "fp32")
 
 
@@ -84,6 +85,15 @@ def test_the_cache_is_used_and_gives_the_same(tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "openvino").iterdir())) == 1
 
 
+def test_throughput_mode_splits_a_batch_and_gives_the_same(tmp_path: Path) -> None:
+    engine, eager = made(tmp_path, mode="throughput", threads=2), EagerEngine(Small(), "fp32", 1)
+    assert engine.side_by_side >= 1
+    for count in (1, 7, 2, 16):
+        found, expected = engine(inputs(count)), eager(inputs(count))
+        assert np.allclose(found[0], expected[0], atol=1e-4)
+        assert np.allclose(found[1], expected[1], atol=1e-4)
+
+
 def test_a_spoiled_cache_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = made(tmp_path)(inputs(3))
     path = next((tmp_path / "openvino").rglob("network.xml"))
@@ -100,7 +110,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_it(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
-    engine = OpenVinoEngine(network(), "fp32", 1, blocked, inputs(1))
+    engine = OpenVinoEngine(network(), "fp32", Plan(threads=1), blocked, inputs(1))
     assert engine(inputs(2))[0].shape == (2,)
     assert "not kept" in caplog.text
 
@@ -115,26 +125,27 @@ class Other(Small):
 
 def test_the_cache_key_changes_with_everything_that_matters() -> None:
     wide = torch.zeros(1, 3, 64, 64)
-    keys = [
-        cache_key(network(), "fp32", inputs(1)),
-        cache_key(network(sha256="1" * 64), "fp32", inputs(1)),
-        cache_key(network(), "bf16", inputs(1)),
-        cache_key(network(), "fp32", wide),
-        cache_key(network(Other()), "fp32", inputs(1)),
+    facts_of_each = [
+        facts(network(), "fp32", inputs(1)),
+        facts(network(sha256="1" * 64), "fp32", inputs(1)),
+        facts(network(), "bf16", inputs(1)),
+        facts(network(), "fp32", wide),
+        facts(network(Other()), "fp32", inputs(1)),
     ]
+    keys = [digest(found) for found in facts_of_each]
     assert len(set(keys)) == len(keys)
-    assert cache_key(network(), "fp32", inputs(1)) == keys[0]
-    assert cache_key(network(), "fp32", inputs(5)) == keys[0]
+    assert digest(facts(network(), "fp32", inputs(5))) == keys[0]
+    assert set(facts_of_each[0]["versions"]) == {"openvino", "torch"}
 
 
 def test_nothing_is_reported_to_openvinos_makers(tmp_path: Path) -> None:
     """Its telemetry writes a client id into the home directory before it sends anything."""
     script = (
         "import sys; from pathlib import Path;"
-        "from engines.openvino import OpenVinoEngine; from engines.engine import Network;"
+        "from engines.openvino import OpenVinoEngine; from engines.engine import Network, Plan;"
         "from tests.engines.networks import Small, inputs;"
         "network = Network('small', Small().eval(), '0');"
-        f"OpenVinoEngine(network, 'fp32', 1, Path({str(tmp_path / 'cache')!r}), inputs(1));"
+        f"OpenVinoEngine(network, 'fp32', Plan(threads=1), Path({str(tmp_path / 'cache')!r}), inputs(1));"
         "print([name for name, m in sys.modules.items() if 'openvino_telemetry' in name and m is not None])"
     )
     home = tmp_path / "home"
