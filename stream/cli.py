@@ -9,12 +9,15 @@ from functools import wraps
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from typer.core import TyperCommand
 
 from stream.errors import Code, UnmaskError
+
+if TYPE_CHECKING:
+    from stream.config import Config
 
 P = ParamSpec("P")
 
@@ -148,9 +151,7 @@ def watch(
     Example, as an RTMP server that an encoder publishes to:
         unmask watch "studio=rtmp://0.0.0.0:1935/live/studio?listen"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.console import claim_stdout, open_console
 
     out = claim_stdout() if as_json else None
@@ -173,9 +174,7 @@ def detect(config: ConfigPath = None, overrides: Overrides = None) -> int:
     Example, with a broker of deploy/kafka whose topics are made:
         unmask detect --set kafka.bootstrap_servers=127.0.0.1:9092
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=False)
     from stream.detect_service import detect as run
 
@@ -199,9 +198,7 @@ def serve(config: ConfigPath = None, overrides: Overrides = None) -> int:
     Example, with a broker of deploy/kafka whose topics are made:
         unmask serve --set kafka.bootstrap_servers=127.0.0.1:9092
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=False)
     from stream.serve_service import serve as run
 
@@ -223,9 +220,7 @@ def canary(
     Example, with a worker running:
         unmask canary --once --set kafka.bootstrap_servers=127.0.0.1:9092
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=False)
     from stream.canary_service import canary as run
 
@@ -250,9 +245,7 @@ def demo(
     Example:
         unmask demo
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.demo import run
 
@@ -278,9 +271,7 @@ def score(
     Example:
         unmask demo --keep demo && unmask score demo/portrait.jpg demo/altered.jpg demo/clip.mp4
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.console import claim_stdout
 
     out = claim_stdout() if as_json else sys.stdout
@@ -324,9 +315,7 @@ def evaluate(
     Example, the table of the published networks, once they are pulled:
         unmask evaluate videos.csv --ensembles --members "published:*_DFDC"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.console import claim_stdout
 
@@ -464,9 +453,7 @@ def coverage(
     Example:
         unmask demo --keep demo && unmask watch demo/clip.mp4 && unmask coverage clip
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.watched import run
 
@@ -556,9 +543,7 @@ def bench(
     Example:
         unmask bench --quick
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.bench import run
 
@@ -598,9 +583,7 @@ def plan(
     Example:
         unmask bench --quick && unmask plan --streams 1000 --bitrate 5 --fps 2 --faces 1
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.plan import Asked, Prices
     from stream.plan_text import run
     from stream.profile import FILE, find
@@ -635,9 +618,7 @@ def attach(
     Example:
         unmask attach tcp://192.0.2.7:9000 --id studio --label region=north
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.attachments import attach as run
 
@@ -657,9 +638,7 @@ def detach(
     Example:
         unmask detach studio
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.attachments import detach as run
 
@@ -675,9 +654,7 @@ def streams(as_json: AsJson = False, config: ConfigPath = None, overrides: Overr
     Example:
         unmask streams
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.attachments import streams as run
 
@@ -696,9 +673,7 @@ def ingest(config: ConfigPath = None, overrides: Overrides = None) -> int:
     Example, with a broker of deploy/kafka:
         unmask ingest --set kafka.bootstrap_servers=127.0.0.1:9092
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=False)
     from stream.ingest_service import ingest as run
 
@@ -719,9 +694,7 @@ def add_token(
     Example:
         unmask tokens add ada --role moderator
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.tokens import add as run
 
     return run(settings, name, role, sys.stdout)
@@ -736,9 +709,7 @@ def list_tokens(config: ConfigPath = None, overrides: Overrides = None) -> int:
     Example:
         unmask tokens list
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.tokens import listed as run
 
     return run(settings, sys.stdout)
@@ -757,9 +728,7 @@ def remove_token(
     Example:
         unmask tokens remove ada
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.tokens import remove as run
 
     return run(settings, name, sys.stdout)
@@ -799,9 +768,7 @@ def retract(
     Example:
         unmask retract 060a2418ec3e607337046a81 --reason "a poster in the background"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.retract import run
 
@@ -829,9 +796,7 @@ def enroll(
         unmask enroll "Ada Example" ada1.jpg ada2.jpg && unmask enroll list
         unmask enroll delete "Ada Example"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.enroll import run
 
@@ -859,9 +824,7 @@ def build_engines(
     Example:
         unmask engines build
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.engine_commands import build_engines as run
 
@@ -877,9 +840,7 @@ def list_engines(as_json: AsJson = False, config: ConfigPath = None, overrides: 
     Example:
         unmask engines list
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.engine_commands import list_engines as run
 
@@ -902,9 +863,7 @@ def verify_engines(
     Example:
         unmask engines verify --set engines.precision=bf16
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.engine_commands import verify_engines as run
 
@@ -940,9 +899,7 @@ def bench_engines(
     Example:
         unmask engines bench random:EfficientNetB4 --batch 16
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.engine_bench import options_of
     from stream.engine_bench import run as measure
@@ -963,9 +920,7 @@ def create_topics(config: ConfigPath = None, overrides: Overrides = None) -> int
     Example, with a broker of deploy/kafka:
         unmask topics create --set kafka.bootstrap_servers=127.0.0.1:9092 --set kafka.replication=1
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.cluster import create
 
@@ -983,9 +938,7 @@ def check_topics(config: ConfigPath = None, overrides: Overrides = None) -> int:
     Example:
         unmask topics check --set kafka.bootstrap_servers=127.0.0.1:9092 --set kafka.replication=1
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.cluster import check
 
@@ -1017,9 +970,7 @@ def list_letters(
     Example:
         unmask deadletter list --code decode_failed
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.deadletters import Wanted
     from stream.deadletters import list_letters as run
@@ -1044,9 +995,7 @@ def show_letter(
     Example:
         unmask deadletter show media.3.1024 --out letter.mp4
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.deadletters import show as run
 
@@ -1071,9 +1020,7 @@ def replay_letter(
     Example:
         unmask deadletter replay media.3.1024 --wait
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.deadletters import replay as run
 
@@ -1089,9 +1036,7 @@ def list_sinks(as_json: AsJson = False, config: ConfigPath = None, overrides: Ov
     Example:
         unmask sinks list --set sinks.file=sinks.yaml
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.sinks.commands import list_sinks as run
 
@@ -1111,9 +1056,7 @@ def try_sink(
     Example:
         unmask sinks test moderation --set sinks.file=sinks.yaml
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.sinks.commands import try_sink as run
 
@@ -1133,9 +1076,7 @@ def enable_sink(
     Example:
         unmask sinks enable moderation --set sinks.file=sinks.yaml
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.sinks.commands import enable as run
 
@@ -1164,9 +1105,7 @@ def hold_evidence(
     Example:
         unmask evidence hold 060a2418ec3e607337046a81 --reason "case 12-3456"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.custody import Asked, hold
 
@@ -1188,9 +1127,7 @@ def release_evidence(
     Example:
         unmask evidence release 060a2418ec3e607337046a81 --reason "case 12-3456 is over"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.custody import Asked, release
 
@@ -1206,9 +1143,7 @@ def list_holds(as_json: AsJson = False, config: ConfigPath = None, overrides: Ov
     Example:
         unmask evidence holds
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.custody import list_holds as run
 
@@ -1229,9 +1164,7 @@ def fetch_evidence(
     Example:
         unmask evidence fetch evidence://SHA256 --out crop.png
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.custody import fetch
 
@@ -1259,9 +1192,7 @@ def purge_evidence(
     Example:
         unmask evidence purge 060a2418ec3e607337046a81 --reason "erasure, request 78"
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.custody import Asked, purge
 
@@ -1286,9 +1217,7 @@ def list_models(as_json: AsJson = False, config: ConfigPath = None, overrides: O
     Example:
         unmask models list
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.models import list_models as run
 
     return run(settings, as_json, sys.stdout)
@@ -1308,9 +1237,7 @@ def show_model(
     Example:
         unmask models show published:EfficientNetB4_DFDC
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.models import show as run
 
     return run(settings, name, as_json, sys.stdout)
@@ -1340,9 +1267,7 @@ def pull_models(
     Example, from a folder that somebody with a network filled:
         unmask models pull EfficientNetB4_DFDC --from mirror
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     _log_to_stderr(quiet=True)
     from stream.models import pull as run
 
@@ -1359,12 +1284,17 @@ def verify_models(config: ConfigPath = None, overrides: Overrides = None) -> int
     Example:
         unmask models verify
     """
-    from stream.config_file import load
-
-    settings = load(config, overrides or [], os.environ)
+    settings = _settings(config, overrides)
     from stream.models import verify as run
 
     return run(settings, sys.stdout)
+
+
+def _settings(config: Path | None, overrides: list[str] | None) -> "Config":
+    """Read the settings, once a command needs them: reading takes longer than all the rest of a start."""
+    from stream.config_file import load
+
+    return load(config, overrides or [], os.environ)
 
 
 def _log_to_stderr(quiet: bool) -> None:

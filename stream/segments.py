@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from stream.database import translated
+from stream.durable import sync_folder
 
 WRITER_BITS, FILE_BITS = 42, 20
 """A segment id: random for the writer, then counting its files, so that one writer's are in order."""
@@ -79,7 +80,7 @@ class SegmentWriter:
         self._descriptor = os.open(self._directory / name, flags, 0o600)
         self._end = 0
         if self._durable:
-            sync_directory(self._directory)
+            sync_folder(self._directory)
 
     def _append_here(self, values: Sequence[bytes]) -> list[Span]:
         """Write as many of `values`, at least one, as the present file takes."""
@@ -151,12 +152,3 @@ def segment_name(instance: str, segment: int) -> str:
 def segment_instance(name: str) -> str:
     """Return the instance that writes or wrote the file."""
     return name.partition("-")[0]
-
-
-def sync_directory(directory: Path) -> None:
-    """Make new names in `directory` survive power loss."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

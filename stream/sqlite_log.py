@@ -11,12 +11,12 @@ from pathlib import Path
 from stream.clock import Clock
 from stream.config import LogSettings
 from stream.database import Database, check_local, translated
+from stream.durable import sync_folder
 from stream.lease import Instance, Lease
 from stream.log import Listener, TopicPartition, TopicSpec, check_position
 from stream.records import Record
 from stream.reserve import set_aside, with_reserve
 from stream.retention import Maintenance, Retention
-from stream.segments import sync_directory
 from stream.sqlite_consumer import POLL_BYTES, SqliteConsumer
 from stream.sqlite_producer import CLOSE_S, SqliteProducer
 from stream.sqlite_rows import Catalog, Store, committed_position, create_topic
@@ -40,7 +40,7 @@ class SqliteLog:
             for path in (directory, directory / "segments", directory / "alive"):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
             if settings.synchronous == "FULL":
-                sync_directory(directory)
+                sync_folder(directory)
             instance = Instance(directory / "alive")
             undo.callback(instance.close)
             self._database = with_reserve(directory, lambda: Database(directory, settings.synchronous))

@@ -19,6 +19,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from numpy.typing import NDArray
 
 from stream.config import Config
+from stream.durable import sync_folder
 from stream.errors import Code, UnmaskError
 
 ENDING = ".person"
@@ -131,7 +132,7 @@ class Vault:
         for path in paths:
             path.unlink()
         if paths:
-            _sync(self._folder)
+            sync_folder(self._folder)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -145,15 +146,7 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _refuse_open(path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from stream.alerts import iso
-from stream.evidence import EvidenceStore, references
+from stream.evidence import SCHEME, references
 
 SPOOL_BYTES = 4 * 1024 * 1024
 """A bundle up to this size is made in memory, a larger one in a temporary file."""
@@ -52,12 +52,13 @@ class Signer:
 def write(
     out: IO[bytes],
     signer: Signer,
-    evidence: EvidenceStore,
+    read: Callable[[str], tuple[bytes, str]],
     facts: Mapping[str, Any],
     now_us: int,
 ) -> None:
     """Write the bundle. `facts` are JSON files by name without suffix; every evidence reference in them is
-    looked up, and what is no more there is listed in the manifest under `missing`."""
+    looked up by `read` (bytes and suffix), and what is no more there is listed in the manifest under
+    `missing`."""
     hashes: dict[str, str] = {}
     missing: list[str] = []
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -70,8 +71,8 @@ def write(
             put(f"{name}.json", json.dumps(value, indent=1, default=str).encode())
         for reference in sorted(references([dict(facts)])):
             try:
-                path = evidence.path(reference)
-                put(f"evidence/{path.name}", path.read_bytes())
+                data, suffix = read(reference)
+                put(f"evidence/{reference.removeprefix(SCHEME)}{suffix}", data)
             except (FileNotFoundError, ValueError):
                 missing.append(reference)
         manifest = {"schema": 1, "made": iso(now_us), "files": hashes, "missing": missing}

@@ -3,18 +3,23 @@
 import csv
 import io
 import json
+import os
+import pathlib
 import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import Field
+from starlette.background import BackgroundTask
 
 from stream.console import clean
+from stream.copies import read_evidence
 from stream.decisions import Choice, Decision, Sample, Subject, check_reason, record_of
 from stream.errors import UnmaskError
+from stream.evidence import SCHEME
 from stream.records import FARTHEST_US, STREAM_ID, Topic
 from stream.web import bundle, history
 from stream.web.incidents import FIELDS, Incident, Wanted, decision_of
@@ -165,12 +170,17 @@ def routes(service: Service) -> APIRouter:
     @api.get("/evidence/{digest}", response_class=FileResponse)
     def evidence(person: Viewer, digest: Digest) -> FileResponse:
         """A picture or clip that an event names; ranges are answered, as players ask for them."""
+        reference, drop = f"{SCHEME}{digest}", None
         try:
-            path = service.evidence.path(f"evidence://{digest}")
+            try:
+                path = service.evidence.path(reference)
+            except FileNotFoundError:
+                path = _fetched(service, reference)
+                drop = BackgroundTask(path.unlink)
         except FileNotFoundError as error:
             raise HTTPException(404, "this evidence is not here; it may have expired") from error
         kind = TYPES.get(path.suffix, "application/octet-stream")
-        return FileResponse(path, media_type=kind, headers=EVIDENCE_HEADERS)
+        return FileResponse(path, media_type=kind, headers=EVIDENCE_HEADERS, background=drop)
 
     @api.get("/samples")
     def samples(person: Viewer) -> dict[str, Any]:
@@ -295,6 +305,15 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
+def _fetched(service: Service, reference: str) -> pathlib.Path:
+    """Return a file, to be deleted by who asked, of evidence that only the store of copies has."""
+    data, suffix = read_evidence(reference, service.evidence, service.copies)
+    descriptor, name = tempfile.mkstemp(suffix)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    return pathlib.Path(name)
+
+
 def _bundle(service: Service, signer: bundle.Signer, found: Incident) -> IO[bytes]:
     told = history.events(service.log, found)
     scores, whole = history.scores(service.log, service.topic(Topic.SCORES), found)
@@ -306,7 +325,8 @@ def _bundle(service: Service, signer: bundle.Signer, found: Incident) -> IO[byte
     }
     file = tempfile.SpooledTemporaryFile(bundle.SPOOL_BYTES)  # noqa: SIM115  closed by who reads it
     try:
-        bundle.write(file, signer, service.evidence, facts, service.clock.now_us())
+        read = partial(read_evidence, local=service.evidence, store=service.copies)
+        bundle.write(file, signer, read, facts, service.clock.now_us())
         file.seek(0)
     except BaseException:
         file.close()

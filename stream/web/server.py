@@ -11,6 +11,7 @@ import uvicorn
 from stream.assemble import data_folder
 from stream.clock import Clock
 from stream.config import Config
+from stream.copies import store_of
 from stream.errors import Code, UnmaskError
 from stream.evidence import EvidenceStore
 from stream.log import Log
@@ -69,6 +70,7 @@ class WebServer:
             place,
             secrets.token_urlsafe(32) if place.open else "",
             data_folder(config) / "web" / "bundle-key.pem",
+            store_of(config),
         )
         self._server = uvicorn.Server(self._settings(config))
         self._thread = threading.Thread(target=self._serve, name="unmask-web", daemon=True)

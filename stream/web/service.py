@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from stream.clock import Clock
 from stream.config import Config
+from stream.copies import Store
 from stream.evidence import EvidenceStore
 from stream.log import Log
 from stream.records import SCHEMA, OutRecord, Topic
@@ -66,6 +67,8 @@ class Service:
     csrf: str
     key_file: Path
     """Of the signatures under bundles."""
+    copies: Store | None = None
+    """Where evidence is that other machines found, and this one's after it expired here."""
     stopping: threading.Event = field(default_factory=threading.Event)
     _heavy: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(HEAVY))
 

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import tempfile
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from starlette.testclient import TestClient
 
 from stream.config import Web
+from stream.copies import Store
 from stream.decisions import mutes
 from stream.errors import Code, UnmaskError
 from stream.log import everything
@@ -192,6 +195,28 @@ def test_evidence_is_served_whole_and_in_ranges(client: TestClient, incident: st
     assert client.get(f"/api/evidence/{clip}", headers={"range": "bytes=99999-"}).status_code == 416
     assert problem(client.get(f"/api/evidence/{'0' * 64}"), 404)
     assert client.get("/api/evidence/..%2f..%2fkey.pem").status_code in (404, 422)
+
+
+def test_evidence_of_other_machines_comes_from_the_store_of_copies(
+    tmp_path: Path, world: World, incident: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    served = Served(world)
+    client, evidence = served.client(), served.service.evidence
+    store = served.service.copies = Store(f"memory://evidence-{uuid.uuid4().hex}")
+    told = client.get(f"/api/incidents/{incident}").json()["newest"]
+    clip = next(item["ref"] for item in told["evidence"] if item["kind"] == "clip")
+    path = evidence.path(clip)
+    store.write("files", path.name, path.read_bytes())
+    path.unlink()
+    before = set(tmp_path.iterdir())
+    part = client.get(f"/api/evidence/{path.stem}", headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, FAKE_CLIP[10:20])
+    assert set(tmp_path.iterdir()) == before
+    archive = zipfile.ZipFile(io.BytesIO(client.get(f"/api/incidents/{incident}/bundle").content))
+    assert archive.read(f"evidence/{path.name}") == FAKE_CLIP
+    store.delete("files", path.name)
+    assert problem(client.get(f"/api/evidence/{path.stem}"), 404)
 
 
 def test_the_bundle_proves_what_left_here(tmp_path: Path, client: TestClient, incident: str) -> None:
