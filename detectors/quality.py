@@ -15,8 +15,8 @@ from detectors.readings import Box, Image, Landmarks, Quality, Reason
 __all__ = ["QualityLimits", "measure", "pose", "reasons_of", "with_qp"]
 
 FACE_HEIGHT = 160
-"""Pixels to which larger faces are reduced before their sharpness is measured: members see no more. Smaller
-ones stay as they are, because a small face is not blurred by being small."""
+"""Pixels to which larger faces are reduced before sharpness and noise are measured: members see no more.
+Smaller ones stay as they are, because a small face is not blurred by being small."""
 HALF_FLOOR, QUARTER_FLOOR = 0.5, 2.0
 """Added to the variances at half and at quarter size: what 8-bit noise has there. A face without any contrast
 has then their ratio, and is dark or flat, not blurred."""
@@ -75,9 +75,10 @@ def measure(image: Image, box: Box, landmarks: Landmarks | None, limits: Quality
     if min(grey.shape) < SMALLEST:
         return _judged(parts, limits)
     height = box[3] - box[1]
-    parts["sharpness"] = _sharpness(grey, height)
+    seen = _scaled(grey, min(1.0, FACE_HEIGHT / height))
+    parts["sharpness"] = _sharpness(seen)
     parts["brightness"] = float(grey.mean())
-    parts["noise"] = _noise(grey, height)
+    parts["noise"] = _noise(seen)
     parts["blockiness"] = _blockiness(grey, left, top)
     parts["grid"] = _grid(grey, left, top)
     parts |= advisory.parts(grey, _scaled(grey, ADVISED_HEIGHT / height))
@@ -207,26 +208,25 @@ def _scaled(grey: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     return face
 
 
-def _sharpness(grey: NDArray[np.uint8], box_height: float) -> float:
+def _sharpness(face: NDArray[np.uint8]) -> float:
     """Return the Laplacian's variance at half size to that at quarter size.
 
     Blur takes the finer of two octaves first, whatever the face's contrast; reducing the picture moves both
     alike. The finest octave of all says less: it is sensor noise as often as detail.
     """
-    face = _scaled(grey, min(1.0, FACE_HEIGHT / box_height))
     half, quarter = (_scaled(face, share).astype(np.float32) for share in (0.5, 0.25))
     fine, coarse = (float(cv2.Laplacian(octave, cv2.CV_32F).var()) for octave in (half, quarter))
     return (fine + HALF_FLOOR) / (coarse + QUARTER_FLOOR)
 
 
-def _noise(grey: NDArray[np.uint8], box_height: float) -> float:
-    """Return the noise's standard deviation to that of all grey levels, at the size at which members see it.
+def _noise(face: NDArray[np.uint8]) -> float:
+    """Return the noise's standard deviation to that of all grey levels.
 
     Little light leaves noise, or little contrast against it, or both; the ratio sees either.
     """
-    face = _scaled(grey, min(1.0, FACE_HEIGHT / box_height)).astype(np.float32)
-    left = np.abs(cv2.filter2D(face, cv2.CV_32F, NOISE_KERNEL)[1:-1, 1:-1])
-    return float(np.median(left)) / NOISE_GAIN / max(float(face.std()), 1.0)
+    levels = face.astype(np.float32)
+    left = np.abs(cv2.filter2D(levels, cv2.CV_32F, NOISE_KERNEL)[1:-1, 1:-1])
+    return float(np.median(left)) / NOISE_GAIN / max(float(levels.std()), 1.0)
 
 
 def _blockiness(grey: NDArray[np.uint8], left: int, top: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from stream.config import Config
 from stream.intake import Last
 from stream.log import Log, TopicPartition
-from stream.records import SCHEMA, Kind, OutRecord, Topic
+from stream.records import SCHEMA, Kind, OutRecord, Topic, fields_of
 from stream.topics import media_partition, topic_name
 
 CLAIM = "#ingest:"
@@ -88,8 +88,8 @@ def read_standings(log: Log, config: Config, streams: Collection[str]) -> dict[s
 
 
 def _standing(claim: bytes | None, state: bytes | None) -> Standing:
-    newest = _claim(_object(claim))
-    fields = _object(state)
+    newest = _claim(fields_of(claim))
+    fields = fields_of(state)
     resume = fields.get("resume")
     applied = str(resume.get("attachment", "")) if isinstance(resume, dict) else ""
     applied_us = fields.get("now_us")
@@ -107,11 +107,3 @@ def _claim(fields: Mapping[str, Any]) -> Claim:
     if not isinstance(attachment, str) or not isinstance(end_us, int):
         return Claim("", 0)
     return Claim(attachment, end_us, str(fields.get("member", "")), str(fields.get("over", "")))
-
-
-def _object(value: bytes | None) -> Mapping[str, Any]:
-    try:
-        found = json.loads(value or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

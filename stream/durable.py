@@ -9,7 +9,9 @@ OWNER_ONLY = 0o600
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there as a whole or not at all. Raises `OSError`."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, OWNER_ONLY)
+    # What a process of this number left is replaced, never written into: others might have it open.
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()

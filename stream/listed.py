@@ -1,12 +1,12 @@
 """Which streams are listed in the topic `sources`, followed record by record (DESIGN 3.9)."""
 
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from stream.clock import Clock
 from stream.log import Readable, TopicPartition
+from stream.records import fields_of
 
 STRANGER_S = 1.0
 """A stream found to be unlisted is not looked for again within this: strangers' records cost no more than one
@@ -80,13 +80,5 @@ class Listed:
             if record.value is None:
                 self._entries.pop(record.key, None)
             else:
-                self._entries[record.key] = _entry(record.value)
-
-
-def _entry(value: bytes) -> dict[str, Any]:
-    """Return an entry; one that cannot be read lists its stream and says no more (ingest tells of it)."""
-    try:
-        entry = json.loads(value)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
+                # One that cannot be read lists its stream and says no more; ingest tells of it.
+                self._entries[record.key] = fields_of(record.value)

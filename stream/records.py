@@ -144,6 +144,15 @@ class ChunkMeta:
         return (self.attachment, self.epoch, self.sequence, self.part)
 
 
+def fields_of(value: bytes | None) -> dict[str, Any]:
+    """Return the JSON object that a record holds; none of what is missing, broken or no object."""
+    try:
+        found = json.loads(value or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_stream_id(value: str) -> str:
     """Return `value` if it is a legal stream id, else raise `UnmaskError`."""
     if STREAM_ID.fullmatch(value):

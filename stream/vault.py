@@ -5,12 +5,11 @@ the encrypted part, so that a folder or a backup of it without the key tells nei
 """
 
 import json
-import os
 import secrets
 import stat
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from numpy.typing import NDArray
 
 from stream.config import Config
-from stream.durable import sync_folder
+from stream.durable import sync_folder, write_whole
 from stream.errors import Code, UnmaskError
 
 ENDING = ".person"
@@ -75,7 +74,9 @@ class Vault:
             _refuse_open(self._folder)
             key = self._key() if self._key_file.exists() else self._new_key()
             old = [path for path, other in self._opened(self._files()) if other.name == person.name]
-            _write(self._folder / f"{secrets.token_hex(16)}{ENDING}", Fernet(key).encrypt(_packed(person)))
+            write_whole(
+                self._folder / f"{secrets.token_hex(16)}{ENDING}", Fernet(key).encrypt(_packed(person))
+            )
             self._unlink(old)
 
     def delete(self, name: str) -> bool:
@@ -125,7 +126,7 @@ class Vault:
             )
         key = Fernet.generate_key()
         self._key_file.parent.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
-        _write(self._key_file, key)
+        write_whole(self._key_file, key)
         return key
 
     def _unlink(self, paths: list[Path]) -> None:
@@ -133,20 +134,6 @@ class Vault:
             path.unlink()
         if paths:
             sync_folder(self._folder)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a new file for its owner's eyes, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with suppress(FileNotFoundError):
-        part.unlink()
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
 
 
 def _refuse_open(path: Path) -> None:

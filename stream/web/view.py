@@ -3,7 +3,6 @@
 One thread applies records and ticks; any thread reads. Nothing here asks the log.
 """
 
-import json
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from stream.errors import UnmaskError
 from stream.glimpses import Glimpse, jpeg, read_glimpse
 from stream.ingest_service import source_of
 from stream.log import TopicPartition
-from stream.records import Record, is_canary, is_replay
+from stream.records import Record, fields_of, is_canary, is_replay
 from stream.web.incidents import Incident, Wanted
 from stream.web.ledger import Ledger
 from stream.web.precision import missed, precision
@@ -118,7 +117,7 @@ class View:
 
     def on_alert(self, record: Record) -> None:
         """Take an event of `alerts`."""
-        data = _object(record.value)
+        data = fields_of(record.value)
         try:
             with self._lock:
                 if "incident" in data:
@@ -130,7 +129,7 @@ class View:
 
     def on_score(self, record: Record) -> Mapping[str, Any]:
         """Take a record of `scores`; return its value."""
-        score = _object(record.value)
+        score = fields_of(record.value)
         stream = record.key
         if is_canary(stream) or is_replay(stream):
             return score
@@ -486,11 +485,3 @@ def _crop(glimpse: Glimpse, box: Sequence[float]) -> bytes:
     if cut.size == 0:
         raise ValueError("a face lies outside of its picture")
     return jpeg(cv2.cvtColor(cut, cv2.COLOR_BGR2RGB), CROP_WIDTH)
-
-
-def _object(value: bytes | None) -> Mapping[str, Any]:
-    try:
-        found = json.loads(value or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
